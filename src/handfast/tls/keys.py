@@ -1,0 +1,157 @@
+"""Cipher suites and the key schedule from a traffic secret on.
+
+Sources: RFC 8446, sections 5.3, 7.1 to 7.3 and B.4; RFC 5246, sections 5 and 6.3; RFC 5288;
+RFC 5289; RFC 7905.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from typing import Final, Protocol, TypeAlias
+
+import msgspec
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from handfast.errors import HandfastBug
+
+TLS12: Final = 0x0303
+TLS13: Final = 0x0304
+
+VERSION_NAMES: Final = {
+    0x0002: "SSLv2",
+    0x0300: "SSLv3",
+    0x0301: "TLSv1",
+    0x0302: "TLSv1.1",
+    TLS12: "TLSv1.2",
+    TLS13: "TLSv1.3",
+}
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+IV_LENGTH: Final = 12
+"""Bytes of a per-record nonce: the same in all suites that handfast speaks."""
+
+
+class Aead(Protocol):
+    """One key of an AEAD, as the cryptography package gives it."""
+
+    def encrypt_into(
+        self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: Buffer
+    ) -> int:
+        """Write ciphertext and tag into `buf`, whose length has to be exactly right."""
+
+    def decrypt_into(
+        self, nonce: Buffer, data: Buffer, associated_data: Buffer | None, buf: Buffer
+    ) -> int:
+        """Write the plaintext into `buf`; raise InvalidTag when it is not authentic."""
+
+
+class Suite(msgspec.Struct, frozen=True):
+    """A cipher suite: what the record layer has to know of it.
+
+    `fixed_iv` is the part of the nonce that is kept secret: 12 bytes, or the 4 bytes of the salt
+    where TLS 1.2 sends the other 8 in every record (RFC 5288, section 3).
+    """
+
+    code: int
+    name: str
+    version: int
+    aead: type[AESGCM] | type[ChaCha20Poly1305]
+    key_length: int
+    hash_name: str
+    fixed_iv: int = IV_LENGTH
+
+    @property
+    def is_gcm(self) -> bool:
+        """Tell whether the AES-GCM usage limit counts (RFC 8446, section 5.5)."""
+        return self.aead is AESGCM
+
+    @property
+    def hash_length(self) -> int:
+        """Bytes of a traffic secret."""
+        return hashlib.new(self.hash_name).digest_size
+
+
+def _suites() -> dict[int, Suite]:
+    gcm128 = (AESGCM, 16, "sha256")
+    gcm256 = (AESGCM, 32, "sha384")
+    chacha = (ChaCha20Poly1305, 32, "sha256")
+    tls13 = [
+        Suite(0x1301, "TLS_AES_128_GCM_SHA256", TLS13, *gcm128),
+        Suite(0x1302, "TLS_AES_256_GCM_SHA384", TLS13, *gcm256),
+        Suite(0x1303, "TLS_CHACHA20_POLY1305_SHA256", TLS13, *chacha),
+    ]
+    tls12 = [
+        Suite(0xC02B, "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", TLS12, *gcm128, 4),
+        Suite(0xC02C, "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384", TLS12, *gcm256, 4),
+        Suite(0xC02F, "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", TLS12, *gcm128, 4),
+        Suite(0xC030, "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384", TLS12, *gcm256, 4),
+        Suite(0xCCA8, "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256", TLS12, *chacha),
+        Suite(0xCCA9, "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", TLS12, *chacha),
+    ]
+    return {suite.code: suite for suite in tls13 + tls12}
+
+
+SUITES: Final = _suites()
+"""Every cipher suite that handfast speaks, by its code in the IANA registry."""
+
+
+def _hkdf_expand(hash_name: str, secret: bytes, info: bytes, length: int) -> bytes:
+    """HKDF-Expand (RFC 5869, section 2.3), for the few bytes that TLS asks of it."""
+    output = block = b""
+    counter = 1
+    while len(output) < length:
+        block = hmac.digest(secret, block + info + bytes((counter,)), hash_name)
+        output += block
+        counter += 1
+    return output[:length]
+
+
+def expand_label(hash_name: str, secret: bytes, label: str, context: bytes, length: int) -> bytes:
+    """HKDF-Expand-Label (RFC 8446, section 7.1); `length` in bytes."""
+    full = b"tls13 " + label.encode("ascii")
+    info = length.to_bytes(2, "big") + bytes((len(full),)) + full + bytes((len(context),)) + context
+    return _hkdf_expand(hash_name, secret, info, length)
+
+
+def traffic_key(suite: Suite, secret: bytes) -> tuple[bytes, bytes]:
+    """Give (key, iv) for one direction.
+
+    For TLS 1.3 `secret` is the traffic secret (RFC 8446, section 7.3). TLS 1.2 has no such
+    secret: there it is the write key followed by the fixed IV (RFC 5246, section 6.3).
+    """
+    if suite.version == TLS12:
+        if len(secret) != suite.key_length + suite.fixed_iv:
+            raise HandfastBug("TLS 1.2 secret has the wrong length")
+        return secret[: suite.key_length], secret[suite.key_length :]
+    if len(secret) != suite.hash_length:
+        raise HandfastBug("traffic secret has the wrong length")
+    key = expand_label(suite.hash_name, secret, "key", b"", suite.key_length)
+    return key, expand_label(suite.hash_name, secret, "iv", b"", IV_LENGTH)
+
+
+def next_secret(suite: Suite, secret: bytes) -> bytes:
+    """Give the traffic secret after a KeyUpdate (RFC 8446, section 7.2)."""
+    return expand_label(suite.hash_name, secret, "traffic upd", b"", suite.hash_length)
+
+
+def tls12_secrets(
+    suite: Suite, master_secret: bytes, client_random: bytes, server_random: bytes
+) -> tuple[bytes, bytes]:
+    """Give the (client write, server write) secrets of a TLS 1.2 session, each key then fixed IV.
+
+    The key block of RFC 5246, section 6.3; AEAD suites have no MAC keys in it.
+    """
+    length = suite.key_length
+    total = 2 * (length + suite.fixed_iv)
+    seed = b"key expansion" + server_random + client_random
+    block = b""
+    a = seed
+    while len(block) < total:
+        a = hmac.digest(master_secret, a, suite.hash_name)
+        block += hmac.digest(master_secret, a + seed, suite.hash_name)
+    ivs = block[2 * length : total]
+    client = block[:length] + ivs[: suite.fixed_iv]
+    server = block[length : 2 * length] + ivs[suite.fixed_iv :]
+    return client, server
