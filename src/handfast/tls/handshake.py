@@ -28,9 +28,9 @@ class Outcome(Enum):
     """How a handshake that failed is counted."""
 
     DENIED = "denied"
-    """The peer was understood and refused: its certificate, or all that it offered."""
+    """The peer was refused, for what it offered, showed or sent."""
     FAILED = "failed"
-    """It did not come to that: garbage, silence, a reset, or the peer gave up."""
+    """It did not come to that: silence, a reset, the peer gave up, or we have a fault."""
 
 
 class HandshakeError(PeerError):
@@ -50,7 +50,7 @@ class HandshakeError(PeerError):
         token: str,
         alert: int | None = None,
         output: bytes = b"",
-        outcome: Outcome = Outcome.FAILED,
+        outcome: Outcome = Outcome.DENIED,
         received: bool = False,
         about_certificate: bool = False,
         certificates: tuple[bytes, ...] = (),
@@ -96,7 +96,6 @@ def check_start(data: bytes) -> None:
     if data[0] & 0x80 and len(data) > 2 and data[2] == 1:
         raise HandshakeError(
             "SSLv2 ClientHello", token="unsupported_protocol", alert=Alert.PROTOCOL_VERSION,
-            outcome=Outcome.DENIED,
         )  # fmt: skip
     raise HandshakeError(
         "the first bytes are not TLS", token="not_tls", alert=Alert.UNEXPECTED_MESSAGE

@@ -172,7 +172,6 @@ class OpenSSLEngine:
                 f"the client offers none of our ALPN protocols, but {b', '.join(offered)!r}",
                 token="no_application_protocol",
                 alert=Alert.NO_APPLICATION_PROTOCOL,
-                outcome=Outcome.DENIED,
             )
 
         self._context.set_alpn_select_callback(select)
@@ -363,7 +362,7 @@ class OpenSSLHandshake:
             token=_reason(error).replace(" ", "_").replace("/", "_"),
             alert=_received_alert(reason) if received else self._sent_alert(output),
             output=output,
-            outcome=Outcome.DENIED if _is_denial(error) else Outcome.FAILED,
+            outcome=Outcome.FAILED if received or "internal" in reason else Outcome.DENIED,
             received=received,
             about_certificate=about_certificate,
             certificates=(leaf,) if leaf else (),
@@ -463,20 +462,12 @@ def _count_records(output: bytes) -> int:
     return count
 
 
-_DENIALS: Final = ("certificate", "no shared", "unsupported protocol", "no suitable", "no common")
-
-
 def _reason(error: SSL.Error) -> str:
     """Give OpenSSL's reason in lower case: the first of its queue, which is the cause."""
     queue = error.args[0] if error.args else ()
     if isinstance(queue, list | tuple) and queue:
         return str(queue[0][2]).lower() or "unknown reason"
     return str(error.args[-1]).lower() if error.args else "unknown reason"
-
-
-def _is_denial(error: SSL.Error) -> bool:
-    reason = _reason(error)
-    return " alert " not in f" {reason} " and any(word in reason for word in _DENIALS)
 
 
 def _received_alert(reason: str) -> int | None:

@@ -1,0 +1,1 @@
+"""Acceptors: from a listening socket to a session that is handed over."""

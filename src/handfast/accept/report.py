@@ -1,0 +1,117 @@
+"""What a handshake tells the log: one `auth` event, and one more about a client certificate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cryptography import x509
+
+from handfast.errors import PeerError
+from handfast.observe.events import Auth
+from handfast.observe.logfmt import text
+from handfast.tls.alerts import alert_name
+from handfast.tls.certificates import facts
+from handfast.tls.handshake import HandshakeError, Outcome
+from handfast.tls.hello import first_message, parse_client_hello
+from handfast.tls.keys import VERSION_NAMES
+
+if TYPE_CHECKING:
+    from handfast.accept.attempt import Attempt
+    from handfast.observe.counters import Counters
+    from handfast.observe.log import Log
+    from handfast.tls.session import Session
+
+
+def granted(log: Log, attempt: Attempt, session: Session, now: float) -> None:
+    """Tell of a handshake that gave a session, and of the certificate that the client showed."""
+    door, peer = attempt.door, session.peer
+    log.emit(
+        Auth(
+            subevent="handshake",
+            outcome="granted",
+            client_ip=attempt.address,
+            client_port=attempt.port or None,
+            listen_ip=door.listen_ip,
+            listen_port=door.listen_port or None,
+            sni=peer.sni,
+            alpn=peer.alpn,
+            tls_version=VERSION_NAMES[session.version],
+            ciphersuite=session.suite.name,
+            group=peer.group,
+            resumed=peer.resumed,
+            duration_ms=round((now - attempt.started) * 1000, 3),
+        )
+    )
+    if peer.certificates:
+        log.emit(
+            Auth(
+                subevent="mtls",
+                outcome="granted",
+                **_ends(attempt),
+                **_certificate(peer.certificates),
+            )
+        )
+
+
+def failed(
+    log: Log, counters: Counters, attempt: Attempt, error: HandshakeError, hello: bytes, now: float
+) -> None:
+    """Tell of a handshake that gave none: once, with all that is known of it."""
+    if error.outcome is Outcome.DENIED:
+        counters.handshakes_denied += 1
+    else:
+        counters.handshakes_failed += 1
+    log.emit(
+        Auth(
+            subevent="mtls" if error.about_certificate else "handshake",
+            outcome=error.outcome.value,  # type: ignore[arg-type]  # the enum has these values
+            reason=error.token,
+            alert=_alert(error),
+            error_msg=error.reason,
+            duration_ms=round((now - attempt.started) * 1000, 3),
+            **_ends(attempt),
+            **_offer(hello),
+            **_certificate(error.certificates),
+        )
+    )
+
+
+def _alert(error: HandshakeError) -> str:
+    if error.alert is None:
+        return ""
+    return f"{alert_name(error.alert)} {'received' if error.received else 'sent'}"
+
+
+def _ends(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "client_ip": attempt.address,
+        "client_port": attempt.port or None,
+        "listen_ip": attempt.door.listen_ip,
+        "listen_port": attempt.door.listen_port or None,
+    }
+
+
+def _offer(records: bytes) -> dict[str, Any]:
+    """Read SNI and versions from what the client sent first, if it is a hello at all."""
+    try:
+        hello = parse_client_hello(first_message(records))
+    except PeerError:
+        return {}
+    # Numbers like 0x?a?a are there to keep servers tolerant (GREASE, RFC 8701).
+    real = [version for version in hello.versions if version & 0x0F0F != 0x0A0A]
+    versions = ",".join(VERSION_NAMES.get(each, f"0x{each:04x}") for each in real[:16])
+    return {"sni": text(hello.sni), "offered_versions": versions}
+
+
+def _certificate(chain: tuple[bytes, ...]) -> dict[str, str]:
+    if not chain:
+        return {}
+    try:
+        leaf = facts(x509.load_der_x509_certificate(chain[0]))
+    except ValueError:
+        return {}  # it was refused for exactly that
+    return {
+        "client_cert_fingerprint": leaf.fingerprint,
+        "client_cert_subject": leaf.subject,
+        "client_cert_issuer": leaf.issuer,
+    }

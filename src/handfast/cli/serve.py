@@ -1,0 +1,96 @@
+"""`handfast serve`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from handfast import config
+from handfast.cli.loading import load, usable_cores
+from handfast.config import Config
+from handfast.errors import ConfigError
+from handfast.observe.events import Level
+from handfast.observe.log import Log
+from handfast.process.commands import control_path, state_directory
+from handfast.process.development import prepare
+from handfast.process.listening import Bound
+from handfast.process.supervisor import Plan, Supervisor
+
+_DEMO_LISTEN = "127.0.0.1:8443"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until told to stop."""
+    single = [options.listen, options.target, options.cert, options.key]
+    if options.config is not None and any(single):
+        raise ConfigError("give either -c FILE, or --listen, --target, --cert and --key")
+    if options.config is not None:
+        plan = _file_plan(options.config)
+    elif options.target or options.cert or options.key:
+        plan = _option_plan(options)
+    else:
+        plan = _demo_plan(options.listen or _DEMO_LISTEN)
+    log = _open_log(plan.config)
+    try:
+        Supervisor(plan, log).run()
+    finally:
+        if plan.demo is not None:
+            Path(plan.demo.getsockname()).unlink(missing_ok=True)
+    return 0
+
+
+def _open_log(parsed: Config) -> Log:
+    try:
+        return Log.open(parsed.logfile, Level[parsed.loglevel], process_type="master")
+    except OSError as error:
+        raise ConfigError(f"logfile {parsed.logfile}: {error.strerror}") from None
+
+
+def _file_plan(path: str) -> Plan:
+    parsed = load(path)
+    control = Path(parsed.control) if parsed.control else control_path(path)
+    return Plan(parsed, path, control, lambda _: None)
+
+
+def _option_plan(options: argparse.Namespace) -> Plan:
+    parsed = config.from_options(
+        options.listen, options.target, options.cert, options.key, cores=usable_cores()
+    )
+    return Plan(parsed, "command line", control_path(None), lambda _: None)
+
+
+def _demo_plan(listen: str) -> Plan:
+    files = prepare(state_directory() / "development")
+    control = control_path(None)
+    demo_path = control.with_name("demo.sock")
+    parsed = config.from_options(
+        listen, f"unix:{demo_path}", str(files.chain), str(files.key), cores=usable_cores()
+    )
+
+    def announce(bound: tuple[Bound, ...]) -> None:
+        address = bound[0].text
+        port = address.rpartition(":")[2]
+        sys.stderr.write(
+            f"\nhandfast serves a demo on {address}. Try it from another terminal:\n\n"
+            f"    curl --cacert {files.ca} https://localhost:{port}/\n\n"
+            "Stop it with Ctrl-C.\n\n"
+        )
+        sys.stderr.flush()
+
+    return Plan(parsed, "the embedded default", control, announce, _demo_socket(demo_path))
+
+
+def _demo_socket(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)
+    mask = os.umask(0o177)
+    try:
+        sock.bind(str(path))
+        sock.listen(64)
+    finally:
+        os.umask(mask)
+    return sock

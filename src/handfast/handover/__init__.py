@@ -1,0 +1,1 @@
+"""The one message that carries a socket and its session between processes of handfast."""

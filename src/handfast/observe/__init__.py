@@ -1,0 +1,1 @@
+"""What handfast tells its operator: events, the log they go to, and counters."""

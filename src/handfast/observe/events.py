@@ -1,0 +1,219 @@
+"""What can be logged, one class per event.
+
+Stages build these values and hand them on; only wiring code writes them (`log.Log`). A field is
+written under its own name, in the order in which it is declared, and is left out while it has its
+default or is empty. Fields hold text, integers, floats and booleans only: `logfmt` relies on that,
+and so does `gc=False` (nothing here can be part of a reference cycle). Bytes that a peer sent
+become text by `logfmt.text`.
+
+Levels follow blame. What a peer can cause at will is INFO, so that scanning the port neither fills
+a log kept at WARN nor forces a write per event; what the operator should look at is WARN; what
+stops handfast from doing its work is ERROR, or FATAL when it ends the process.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar, Literal
+
+import msgspec
+
+
+class Level(IntEnum):
+    """How important an event is. A log kept at one level has that one and those before it."""
+
+    FATAL = 0
+    ERROR = 1
+    WARN = 2
+    INFO = 3
+    DEBUG = 4
+
+
+class Event(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What all events have in common: a name, and a level that depends on the class."""
+
+    NAME: ClassVar[str]
+    LEVEL: ClassVar[Level] = Level.INFO
+
+    @property
+    def level(self) -> Level:
+        """Give the level of this very event; most classes have one level for all of theirs."""
+        return self.LEVEL
+
+
+class Startup(Event):
+    """The supervisor started. `argv` is one string, as `shlex.join` makes it."""
+
+    NAME = "startup"
+    argv: str
+    version: str
+
+
+class Worker(Event):
+    """The supervisor started a process or lost one. `error_msg` says how a dead one ended."""
+
+    NAME = "worker"
+    worker_state: Literal["spawned", "dead"]
+    worker_id: str
+    worker_pid: int
+    error_msg: str = ""
+
+    @property
+    def level(self) -> Level:
+        """A process that died with a reason is an ERROR; one that was told to end is INFO."""
+        return Level.ERROR if self.worker_state == "dead" and self.error_msg else Level.INFO
+
+
+class ConfigLoaded(Event, kw_only=True):
+    """A configuration was read or read again. Lists are joined by `:`, as in a search path."""
+
+    NAME = "config_loaded"
+    nworkers: int
+    certchain: str = ""
+    cacerts: str = ""
+    servcert: str = ""
+    servkey: str = ""
+    listener: str = ""
+    target: str = ""
+
+
+class CertLoaded(Event, kw_only=True):
+    """A certificate was loaded. The fingerprint is SHA-256 in hex; the dates are RFC 3339.
+
+    `error_msg` says what is wrong with a certificate that is used all the same (it expired), and
+    makes the event a WARN.
+    """
+
+    NAME = "cert_loaded"
+    cert_role: Literal["leaf", "server_ca", "client_ca"]
+    cert_fingerprint: str
+    cert_notbefore: str
+    cert_notafter: str
+    cert_subject: str
+    cert_issuer: str
+    error_msg: str = ""
+
+    @property
+    def level(self) -> Level:
+        """A sound certificate is INFO, a doubtful one WARN."""
+        return Level.WARN if self.error_msg else Level.INFO
+
+
+class SystemFault(Event):
+    """Something outside any connection failed: what handfast says, and what the system said.
+
+    `fatal` is written only when it is true, and says that the process ends because of this.
+    """
+
+    NAME = "system_error"
+    error_msg: str
+    error_desc: str = ""
+    fatal: bool = False
+
+    @property
+    def level(self) -> Level:
+        """FATAL ends the process; ERROR does not."""
+        return Level.FATAL if self.fatal else Level.ERROR
+
+
+class SignalReceived(Event):
+    """A signal arrived: its number, its name by `signal.strsignal`, the sender's pid if known."""
+
+    NAME = "signal_received"
+    signal_num: int
+    signal_string: str
+    recvd_from: int | None = None
+
+
+class Listening(Event):
+    """A listener accepts connections. For a Unix socket `listen_ip` is its path."""
+
+    NAME = "listening"
+    listen_ip: str
+    listen_port: int | None = None
+
+
+class Draining(Event):
+    """No new connection is accepted; `connections` may go on for at most `seconds`."""
+
+    NAME = "draining"
+    connections: int
+    seconds: float
+
+
+class Stopped(Event):
+    """The supervisor ends; nothing follows."""
+
+    NAME = "stopped"
+
+
+class LogDropped(Event):
+    """The log could not be written for a while, and `lines` lines of this process were lost."""
+
+    NAME = "log_dropped"
+    LEVEL = Level.WARN
+    lines: int
+
+
+class Proxy(Event, kw_only=True):
+    """A connection came, reached its target, or ended.
+
+    `duration_ms` is the time to connect for server_connect, and the life of the connection for
+    the disconnects. `bytes_in` and `bytes_out` count the client's plaintext, from it and to it.
+    """
+
+    NAME = "proxy"
+    subevent: Literal["client_connect", "server_connect", "client_disconnect", "server_disconnect"]
+    client_ip: str = ""
+    client_port: int | None = None
+    listen_ip: str = ""
+    listen_port: int | None = None
+    server_ip: str = ""
+    server_port: int | None = None
+    sni: str = ""
+    alpn: str = ""
+    tls_version: str = ""
+    group: str = ""
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    duration_ms: float | None = None
+    error_msg: str = ""
+    error_desc: str = ""
+
+    @property
+    def level(self) -> Level:
+        """A target that cannot be reached is a WARN; the rest is everyday."""
+        failed = self.error_msg and self.subevent == "server_connect"
+        return Level.WARN if failed else Level.INFO
+
+
+class Auth(Event, kw_only=True):
+    """A handshake ended, well or not: one event each.
+
+    `outcome` is granted; denied, when the peer is to blame; or failed, when this system is.
+    `reason` is a short token that stays the same between versions; `error_msg` is for people.
+    `alert` names the alert that was sent or received, and `duration_ms` starts at `accept`.
+    """
+
+    NAME = "auth"
+    subevent: Literal["handshake", "mtls"]
+    outcome: Literal["granted", "denied", "failed"]
+    client_ip: str = ""
+    client_port: int | None = None
+    listen_ip: str = ""
+    listen_port: int | None = None
+    reason: str = ""
+    alert: str = ""
+    error_msg: str = ""
+    error_desc: str = ""
+    sni: str = ""
+    alpn: str = ""
+    tls_version: str = ""
+    ciphersuite: str = ""
+    group: str = ""
+    resumed: bool | None = None
+    offered_versions: str = ""
+    client_cert_fingerprint: str = ""
+    client_cert_subject: str = ""
+    client_cert_issuer: str = ""
+    duration_ms: float | None = None

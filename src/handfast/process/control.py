@@ -1,0 +1,137 @@
+"""The supervisor's end of the control socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from handfast.errors import HandfastError
+from handfast.process.commands import MAX_REQUEST, Answer, Request
+from handfast.process.listening import is_stale
+from handfast.process.loop import Loop
+
+_CLIENTS: Final = 32
+_PATIENCE: Final = 5.0
+
+
+class Pending:
+    """A client of the control socket that waits for its answer."""
+
+    __slots__ = ("_data", "_loop", "_server", "sock")
+
+    def __init__(self, server: ControlServer, loop: Loop, sock: socket.socket) -> None:
+        self._server = server
+        self._loop = loop
+        self._data = b""
+        self.sock = sock
+
+    def read(self) -> None:
+        """Read more of the request; hand it on when the line is whole."""
+        try:
+            piece = self.sock.recv(MAX_REQUEST)
+        except BlockingIOError:
+            return
+        except OSError:
+            piece = b""
+        self._data += piece
+        if b"\n" in self._data:
+            self._loop.forget(self.sock)
+            self._dispatch(self._data.partition(b"\n")[0])
+        elif not piece or len(self._data) > MAX_REQUEST:
+            self.close()
+
+    def _dispatch(self, line: bytes) -> None:
+        try:
+            request = msgspec.json.decode(line, type=Request)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.answer(Answer(error=f"not a request: {error}"))
+            self.close()
+            return
+        self._server.handle(request, self)
+
+    def answer(self, answer: Answer) -> None:
+        """Send the answer; a client that does not take it has itself to blame."""
+        try:
+            self.sock.sendall(msgspec.json.encode(answer) + b"\n")
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._loop.forget(self.sock)
+        self._server.clients.discard(self)
+        self.sock.close()
+
+    def give_up(self) -> None:
+        """Close a connection that has sent no request in time."""
+        if b"\n" not in self._data:
+            self.close()
+
+
+class ControlServer:
+    """Listens on the control socket, which it makes with mode 0600 and removes at the end."""
+
+    def __init__(self, path: Path, loop: Loop, handle: Callable[[Request, Pending], None]) -> None:
+        self.handle = handle
+        self.clients: set[Pending] = set()
+        self._path = path
+        self._loop = loop
+        self._owner = os.getpid()
+        self._sock = _bind(path)
+        loop.watch(self._sock, self._accept)
+
+    @property
+    def descriptor(self) -> int:
+        """The listening descriptor."""
+        return self._sock.fileno()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._sock.accept()
+        except OSError:
+            return  # the client is gone, or descriptors are short: it can ask again
+        if len(self.clients) >= _CLIENTS:
+            sock.close()
+            return
+        sock.setblocking(False)
+        client = Pending(self, self._loop, sock)
+        self.clients.add(client)
+        self._loop.watch(sock, client.read)
+        self._loop.after(_PATIENCE, client.give_up)
+
+    def close(self) -> None:
+        """Remove the socket; then close the connections, which tells those who wait for the end."""
+        self._path.unlink(missing_ok=True)
+        self._sock.close()
+        for client in list(self.clients):
+            client.close()
+
+
+def _bind(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    mask = os.umask(0o177)
+    try:
+        if not path.parent.exists():
+            os.umask(0o077)
+            path.parent.mkdir(parents=True)
+            os.umask(0o177)
+        if is_stale(str(path)):
+            path.unlink()
+        sock.bind(str(path))
+        sock.listen(8)
+    except OSError as error:
+        sock.close()
+        if path.is_socket():
+            raise HandfastError(
+                f"handfast is running with this configuration already ({path}); "
+                "stop it with `handfast stop`, or set `control:` for a second one"
+            ) from None
+        raise HandfastError(f"control socket {path}: {error.strerror or error}") from None
+    finally:
+        os.umask(mask)
+    return sock

@@ -1,0 +1,66 @@
+"""Fork a child that starts clean: its signals, its title, its descriptors, its end."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from handfast.process.linux import die_with_parent
+
+_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
+
+
+def fork(title: str, main: Callable[[], int], keep: Iterable[int]) -> int:
+    """Fork, and give the child's PID.
+
+    The child is called `handfast: TITLE`, keeps the standard streams and the descriptors in
+    `keep` only, is killed when its parent ends, and ends with what `main` returns.
+    """
+    parent = os.getpid()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        die_with_parent(parent)
+        setproctitle(f"handfast: {title}")
+        _reset_signals()
+        _close_all_but({0, 1, 2, *keep})
+        # What was inherited is not garbage to us, and looking at it would unshare its pages.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 50)
+        status = main()
+    except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _reset_signals() -> None:
+    """Leave the terminal's signals to the supervisor, and let SIGTERM end this process alone."""
+    for number in _OURS:
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+
+
+def _close_all_but(keep: set[int]) -> None:
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        descriptor = int(entry.name)
+        if descriptor not in keep:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # the descriptor of the listing itself, which is closed by now

@@ -1,0 +1,455 @@
+"""One relayed connection: a TLS client on one side, a plain target on the other.
+
+Theory. Two directions share nothing but the connection. Each reads from its source into the
+process's one receive buffer, opens or seals into the process's one output buffer, and writes to
+its sink at once. Only what the sink does not take is copied, into `pending`; while there is any,
+the source is not read, which is all the back-pressure there is: at most one batch is held.
+
+How it ends:
+
+- close_notify from the client becomes FIN to the target, FIN from the target becomes close_notify
+  to the client; in both cases what was read before it is written first, and the other direction
+  goes on. The connection ends when both have ended.
+- FIN from the client without close_notify is truncation (RFC 8446, section 6.1). The target gets
+  RST, so that it cannot take the part for the whole; so it does after any error.
+- When the target fails, the client gets an internal_error alert and never close_notify.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from handfast.config import UnixAddress
+from handfast.errors import BackendError, PeerError
+from handfast.relay.dial import Dial, Endpoint
+from handfast.relay.report import Reporter
+from handfast.relay.state import Event, State, after
+from handfast.tls.alerts import Alert
+from handfast.tls.record import RecordReader, RecordWriter
+from handfast.transport.lingering import Lingering
+from handfast.transport.plain import finish, reset
+
+if TYPE_CHECKING:
+    from handfast.handover.message import Handover
+    from handfast.relay.relay import Relay, Service
+
+PARK_SECONDS: Final = 2.0
+CHECK_SECONDS: Final = 5.0
+
+
+class ToTarget:
+    """From the client to the target: opens."""
+
+    __slots__ = ("connection", "pending")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.pending: memoryview | None = None
+
+    def readable(self) -> None:
+        """Read from the client once, open, and write to the target."""
+        connection = self.connection
+        reader = connection.reader
+        relay = connection.relay
+        buffer = relay.buffer
+        offset = reader.restore(buffer)
+        try:
+            count = connection.client.recv_into(buffer[offset:] if offset else buffer)
+        except (BlockingIOError, InterruptedError):
+            reader.unread = bytes(buffer[:offset])
+            return
+        except OSError as error:
+            connection.client_failed("read from the client failed", error)
+            return
+        if not count:
+            connection.client_truncated()
+            return
+        connection.touched = relay.loop.time()
+        self.opened(offset + count)
+
+    def opened(self, length: int) -> None:
+        """Open what lies in the receive buffer, and write it to the target."""
+        connection = self.connection
+        reader = connection.reader
+        output = connection.relay.output
+        try:
+            count = reader.open(connection.relay.buffer, length, output)
+        except PeerError as error:
+            connection.refuse(error)
+            return
+        if count:
+            target = connection.target
+            try:
+                sent = target.send(output[:count])
+            except (BlockingIOError, InterruptedError):
+                sent = 0
+            except OSError as error:
+                connection.target_failed("write to the target failed", error)
+                return
+            if sent < count:
+                self._hold(bytes(output[sent:count]))
+        if reader.update_requested or reader.renegotiation_refused:
+            connection.to_client.answer()
+        if reader.closed and connection.state is not State.CLOSED:
+            connection.client_closed()
+
+    def _hold(self, data: bytes) -> None:
+        connection = self.connection
+        self.pending = memoryview(data)
+        connection.relay.loop.remove_reader(connection.client_fd)
+        connection.relay.loop.add_writer(connection.target_fd, self._writable)
+
+    def _writable(self) -> None:
+        connection = self.connection
+        pending = self.pending
+        if pending is None:
+            return
+        try:
+            sent = connection.target.send(pending)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            connection.target_failed("write to the target failed", error)
+            return
+        loop = connection.relay.loop
+        connection.touched = loop.time()
+        if sent < len(pending):
+            self.pending = pending[sent:]
+            return
+        self.pending = None
+        loop.remove_writer(connection.target_fd)
+        if connection.reader.closed:
+            connection.finish_target()
+        else:
+            loop.add_reader(connection.client_fd, self.readable)
+
+
+class ToClient:
+    """From the target to the client: seals."""
+
+    __slots__ = ("connection", "pending")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.pending: memoryview | None = None
+
+    def readable(self) -> None:
+        """Read from the target once, seal, and write to the client."""
+        connection = self.connection
+        relay = connection.relay
+        try:
+            count = connection.target.recv_into(relay.chunk)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            connection.target_failed("read from the target failed", error)
+            return
+        if not count:
+            connection.target_closed()
+            return
+        connection.touched = relay.loop.time()
+        try:
+            length = connection.writer.seal(relay.buffer, count, relay.output)
+        except PeerError as error:
+            connection.refuse(error)
+            return
+        self._send(relay.output[:length])
+
+    def _send(self, sealed: memoryview) -> bool:
+        """Write to the client; False when that failed and the connection is at its end."""
+        connection = self.connection
+        try:
+            sent = connection.client.send(sealed)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            connection.client_failed("write to the client failed", error)
+            return False
+        if sent < len(sealed):
+            self.hold(bytes(sealed[sent:]))
+        return True
+
+    def hold(self, sealed: bytes) -> None:
+        """Keep what the client does not take yet, and read no more from the target."""
+        connection = self.connection
+        loop = connection.relay.loop
+        self.pending = memoryview(sealed)
+        if connection.target_fd >= 0:
+            loop.remove_reader(connection.target_fd)
+        loop.add_writer(connection.client_fd, self._writable)
+
+    def answer(self) -> None:
+        """Seal what the client is owed: a KeyUpdate, or no_renegotiation.
+
+        It waits while anything is pending, so that a client that asks without reading does not
+        make us hold more and more; no data is sealed before it either.
+        """
+        connection = self.connection
+        reader, writer = connection.reader, connection.writer
+        if self.pending is not None or writer.closed:
+            return
+        if reader.update_requested:
+            reader.update_requested = False
+            self._send(memoryview(writer.key_update(request=False)))
+        elif reader.renegotiation_refused:
+            reader.renegotiation_refused = False
+            self._send(memoryview(writer.alert(Alert.NO_RENEGOTIATION)))
+
+    def close(self) -> bool:
+        """Seal close_notify and send FIN, once; False when the client is gone."""
+        connection = self.connection
+        writer = connection.writer
+        if not writer.closed and not self._send(memoryview(writer.alert(Alert.CLOSE_NOTIFY))):
+            return False
+        if self.pending is None:
+            finish(connection.client)
+        return True
+
+    def _writable(self) -> None:
+        connection = self.connection
+        pending = self.pending
+        if pending is None:
+            return
+        try:
+            sent = connection.client.send(pending)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            connection.client_failed("write to the client failed", error)
+            return
+        loop = connection.relay.loop
+        connection.touched = loop.time()
+        if sent < len(pending):
+            self.pending = pending[sent:]
+            return
+        self.pending = None
+        loop.remove_writer(connection.client_fd)
+        self.answer()
+        if self.pending is not None or connection.state is State.CLOSED:
+            return
+        if connection.target_ended:
+            connection.finish_client()
+        elif connection.target_fd >= 0:
+            loop.add_reader(connection.target_fd, self.readable)
+
+
+class Connection:
+    """A client's socket with its session, and the target's socket. It owns both."""
+
+    __slots__ = (
+        "bucket",
+        "client",
+        "client_fd",
+        "dial",
+        "reader",
+        "relay",
+        "report",
+        "service",
+        "state",
+        "target",
+        "target_ended",
+        "target_fd",
+        "to_client",
+        "to_target",
+        "touched",
+        "writer",
+    )
+
+    target: socket.socket
+
+    def __init__(
+        self, relay: Relay, service: Service, client: socket.socket, handover: Handover
+    ) -> None:
+        self.bucket = 0
+        self.relay = relay
+        self.service = service
+        self.client = client
+        self.client_fd = client.fileno()
+        self.target_fd = -1
+        self.target_ended = False
+        self.state = State.CLIENT_CONNECTED
+        session = handover.session
+        self.reader = RecordReader(session)
+        self.writer = RecordWriter(session)
+        self.report = Reporter(relay.log, service, session, handover.accepted)
+        self.dial: Dial | None = None
+        self.to_target = ToTarget(self)
+        self.to_client = ToClient(self)
+        self.touched = relay.loop.time()
+        if session.unsent:
+            self.to_client.hold(session.unsent)
+        self.report.client_connect(session)
+
+    def start(self) -> None:
+        """Look the target up and dial it."""
+        self.relay.deadlines.set(self, self.touched + self.relay.timeouts.connect)
+        self.relay.resolver.resolve(self.service.target, self._resolved)
+
+    def _resolved(self, answer: list[Endpoint] | BackendError) -> None:
+        if self.state is State.CLOSED:
+            return  # it ended while the name was looked up
+        self.state = after(self.state, Event.DIALLED)
+        if isinstance(answer, BackendError):
+            self._not_connected(answer)
+            return
+        dial = Dial(self.relay.loop, answer, self._connected, self._not_connected)
+        self.dial = dial
+        dial.start()
+
+    def _not_connected(self, error: BackendError) -> None:
+        self.dial = None
+        self.relay.counters.connect_failures += 1
+        self.report.not_connected(self.touched, error.reason, error.description)
+        self._abort(Alert.INTERNAL_ERROR, error.reason)
+
+    def _connected(self, target: socket.socket, address: Any) -> None:
+        self.dial = None
+        self.state = after(self.state, Event.CONNECTED)
+        self.target = target
+        self.target_fd = target.fileno()
+        if isinstance(self.service.target, UnixAddress):
+            self.report.server_connect(str(self.service.target), 0, self.touched)
+        else:
+            self.report.server_connect(address[0], address[1], self.touched)
+        loop = self.relay.loop
+        self.touched = loop.time()
+        self.relay.deadlines.set(self, self.touched + PARK_SECONDS)
+        if self.to_client.pending is None:
+            loop.add_reader(self.target_fd, self.to_client.readable)
+        loop.add_reader(self.client_fd, self.to_target.readable)
+        if self.reader.unread or self.reader.closed:
+            self.to_target.opened(self.reader.restore(self.relay.buffer))
+
+    def client_closed(self) -> None:
+        """Take the client's close_notify: stop reading, and pass it on when all is written."""
+        self.relay.loop.remove_reader(self.client_fd)
+        self.state = after(self.state, Event.CLIENT_CLOSED)
+        if self.to_target.pending is None:
+            self.finish_target()
+
+    def finish_target(self) -> None:
+        """Pass the client's end on to the target; all data before it was written."""
+        self.report.client_disconnect(self)
+        finish(self.target)
+        self._end_if_done()
+
+    def target_closed(self) -> None:
+        """Take the target's FIN; all that it sent before is written or pending."""
+        self.relay.loop.remove_reader(self.target_fd)
+        self.target_ended = True
+        self.state = after(self.state, Event.SERVER_CLOSED)
+        self.report.server_disconnect()
+        self.finish_client()
+
+    def finish_client(self) -> None:
+        """Pass the target's end on to the client; all data before it was written."""
+        if self.to_client.close():
+            self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        done = self.state is State.CLOSED
+        if done and self.to_target.pending is None and self.to_client.pending is None:
+            self._detach()
+            self.target.close()
+            self.client.close()
+
+    def client_truncated(self) -> None:
+        """Take a FIN from the client that no close_notify announced."""
+        self._fail_client("closed without close_notify", "")
+
+    def client_failed(self, reason: str, error: OSError) -> None:
+        """End after an error on the client's socket."""
+        if self.reader.closed and self.target_ended:
+            # Both sides had finished; only our close_notify did not arrive.
+            self._fail_client("", "")
+        else:
+            self._fail_client(reason, error.strerror or str(error))
+
+    def _fail_client(self, reason: str, description: str) -> None:
+        self.report.client_disconnect(self, reason, description)
+        self._drop_target(reason or "the client closed", reset)
+        self.client.close()
+
+    def refuse(self, error: PeerError) -> None:
+        """End because the client broke the protocol, with the alert that it is due."""
+        self.report.client_disconnect(self, error.reason)
+        self._abort(error.alert, error.reason)
+
+    def target_failed(self, reason: str, error: OSError) -> None:
+        """End after an error on the target's socket."""
+        self.report.server_disconnect(reason, error.strerror or str(error))
+        self._abort(Alert.INTERNAL_ERROR, reason)
+
+    def _abort(
+        self,
+        alert: int | None,
+        reason: str,
+        close_target: Callable[[socket.socket], None] = reset,
+    ) -> None:
+        """End both sides: the target with RST, the client with an alert that reaches it."""
+        sealed = b""
+        if alert is not None and not self.writer.closed and self.to_client.pending is None:
+            sealed = self.writer.alert(alert)
+        self.report.client_disconnect(self, reason)
+        self._drop_target(reason, close_target)
+        try:
+            if sealed:
+                self.client.send(sealed)
+        except OSError:
+            self.client.close()  # it is gone or takes no more: there is nobody to tell
+            return
+        Lingering(self.relay.loop, self.relay.deadlines, self.client)
+
+    def _drop_target(self, reason: str, close: Callable[[socket.socket], None]) -> None:
+        self.state = after(self.state, Event.FAILED)
+        self._detach()
+        if self.target_fd >= 0:
+            self.report.server_disconnect(reason)
+            close(self.target)
+
+    def _detach(self) -> None:
+        """Take both sockets off the event loop, and the connection out of the relay's books."""
+        loop = self.relay.loop
+        self.relay.deadlines.drop(self)
+        loop.remove_reader(self.client_fd)
+        loop.remove_writer(self.client_fd)
+        if self.target_fd >= 0:
+            loop.remove_reader(self.target_fd)
+            loop.remove_writer(self.target_fd)
+        if self.dial is not None:
+            self.dial.cancel()
+            self.dial = None
+        self.to_target.pending = self.to_client.pending = None
+        self.relay.forget(self)
+
+    def expired(self, now: float) -> None:
+        """Act on the deadline: connect, idle or half-closed; else rest, and set the next one."""
+        timeouts = self.relay.timeouts
+        if self.state in (State.CLIENT_CONNECTED, State.SERVER_CONNECTING):
+            self._not_connected(BackendError(f"no connection after {timeouts.connect:g} s"))
+            return
+        half_closed = self.state is not State.READY
+        limit = timeouts.half_closed if half_closed else timeouts.idle
+        quiet = now - self.touched
+        if limit and quiet >= limit:
+            self.end("half-closed too long" if half_closed else f"idle for {limit:g} s")
+            return
+        if quiet >= PARK_SECONDS:
+            self.reader.park()
+            self.writer.park()
+        left = limit - quiet if limit else CHECK_SECONDS
+        self.relay.deadlines.set(self, now + min(CHECK_SECONDS, left))
+
+    def end(self, reason: str) -> None:
+        """End a connection that is in order, for a reason of ours.
+
+        Nothing is lost when nothing is pending, and the client gets close_notify; else both sides
+        get an error.
+        """
+        orderly = self.state is State.READY and not self.to_client.pending
+        if orderly and not self.to_target.pending:
+            self._abort(Alert.CLOSE_NOTIFY, reason, socket.socket.close)
+        else:
+            self._abort(Alert.INTERNAL_ERROR, reason)

@@ -1,0 +1,56 @@
+"""Close a connection so that its last bytes arrive.
+
+Closing a socket that has unread input makes the kernel send RST, and the RST overtakes what was
+sent before it: the peer would never see the alert. So the write side is closed first, input is
+thrown away until the peer closes too, and a deadline bounds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final
+
+from handfast.transport.deadlines import Deadlines
+from handfast.transport.plain import finish
+
+LINGER_SECONDS: Final = 1.0
+_DISCARD_LIMIT: Final = 1 << 20
+
+
+class Lingering:
+    """A socket on its way to be closed. It owns the socket."""
+
+    __slots__ = ("_deadlines", "_discarded", "_loop", "_sock", "bucket")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines, sock: socket.socket
+    ) -> None:
+        self.bucket = 0
+        self._loop = loop
+        self._deadlines = deadlines
+        self._sock = sock
+        self._discarded = 0
+        finish(sock)
+        loop.add_reader(sock.fileno(), self._discard)
+        deadlines.set(self, loop.time() + LINGER_SECONDS)
+
+    def _discard(self) -> None:
+        try:
+            count = len(self._sock.recv(65536))
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            count = 0
+        self._discarded += count
+        if not count or self._discarded > _DISCARD_LIMIT:
+            self._close()
+
+    def _close(self) -> None:
+        self._deadlines.drop(self)
+        self._loop.remove_reader(self._sock.fileno())
+        self._sock.close()
+
+    def expired(self, now: float) -> None:  # noqa: ARG002 - the protocol of Deadlines
+        """Close: the peer had its time."""
+        self._close()
