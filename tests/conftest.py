@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
 from harness.backends import Backend
 from harness.instance import Instance
 from harness.pki import Identity, issue

@@ -136,6 +136,11 @@ class Acceptor:
         self.attempts.discard(attempt)
         self._end_if_drained()
 
+    def end_all(self, reason: str) -> None:
+        """End the handshakes in progress."""
+        for attempt in list(self.attempts):
+            attempt.cancel(reason)
+
     def drain(self) -> None:
         """Accept no more; end when the handshakes in progress have ended."""
         self._draining = True

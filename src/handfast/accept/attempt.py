@@ -158,6 +158,10 @@ class Attempt:
             self._acceptor.loop.remove_writer(self._fd)
         self._acceptor.deadlines.drop(self)
 
+    def cancel(self, reason: str) -> None:
+        """End a handshake for a reason of ours."""
+        self._break(reason, "cancelled")
+
     def expired(self, now: float) -> None:
         """End a handshake that has taken too long."""
         self._break(f"not done after {now - self.started:.1f} s", "timeout")

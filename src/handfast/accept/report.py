@@ -64,7 +64,7 @@ def failed(
     log.emit(
         Auth(
             subevent="mtls" if error.about_certificate else "handshake",
-            outcome=error.outcome.value,  # type: ignore[arg-type]  # the enum has these values
+            outcome=error.outcome.value,
             reason=error.token,
             alert=_alert(error),
             error_msg=error.reason,
@@ -103,7 +103,7 @@ def _offer(records: bytes) -> dict[str, Any]:
     return {"sni": text(hello.sni), "offered_versions": versions}
 
 
-def _certificate(chain: tuple[bytes, ...]) -> dict[str, str]:
+def _certificate(chain: tuple[bytes, ...]) -> dict[str, Any]:
     if not chain:
         return {}
     try:

@@ -44,7 +44,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _open_log(parsed: Config) -> Log:
     try:
-        return Log.open(parsed.logfile, Level[parsed.loglevel], process_type="master")
+        return Log.open(
+            Path(parsed.logfile) if parsed.logfile else None,
+            Level[parsed.loglevel],
+            process_type="master",
+        )
     except OSError as error:
         raise ConfigError(f"logfile {parsed.logfile}: {error.strerror}") from None
 

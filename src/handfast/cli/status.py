@@ -28,8 +28,8 @@ def run(options: argparse.Namespace) -> int:
 def describe(status: Status) -> str:
     """Write a status for people."""
     lines = [
-        f"handfast {status.version}, pid {status.pid}, {status.state}, "
-        f"up {status.uptime:.0f} s, {status.config}"
+        f"handfast {status.version}, pid {status.pid}, {status.state}, up {status.uptime:.0f} s, "
+        + status.config
     ]
     lines += [f"  {each['listen']} -> {each['target']}" for each in status.listeners]
     lines += ["", f"  {'process':<14}{'pid':>8}  counters"]

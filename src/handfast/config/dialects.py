@@ -191,7 +191,8 @@ def _config(root: Value, cores: int) -> Config:
     if root.kind is Kind.BROKEN:
         raise ConfigError
     if root.kind is not Kind.MAPPING:
-        raise scalars.expected(root, "keys and values, such as `listeners:`")
+        # The text may be `servkeypass:secret`, with the space forgotten.
+        raise scalars.expected(root, "keys and values, such as `listeners:`", secret=True)
     if "listeners" not in root.entries:
         found = FLAT.read(root)
         return assemble(found, (_flat_listener(found),), cores)

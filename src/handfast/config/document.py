@@ -86,8 +86,11 @@ def shown(text: str) -> str:
 
 
 def below(path: str, key: str) -> str:
-    """Give the path of a mapping's key."""
-    name = key if _PLAIN_KEY.fullmatch(key) else shown(key)
+    """Give the path of a mapping's key; one that is no plain word becomes `?`.
+
+    `servkeypass:secret`, with the space forgotten, is such a key.
+    """
+    name = key if _PLAIN_KEY.fullmatch(key) else "?"
     return f"{path}.{name}" if path else name
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from handfast.config.document import Kind, Value, below, shown
+from handfast.config.document import Kind, Value, below
 from handfast.config.scalars import AnyParser, Parser, expected
 from handfast.errors import ConfigError, Problem
 
@@ -46,7 +46,7 @@ class Shape(Struct, frozen=True, kw_only=True):
             return advice
         likely = difflib.get_close_matches(key[:40], self.fields, 1)
         hint = f"; did you mean `{likely[0]}`?" if likely else ""
-        return f"unknown key {shown(key)}{hint or '; the keys are ' + ', '.join(self.fields)}"
+        return f"unknown key{hint or '; the keys are ' + ', '.join(self.fields)}"
 
 
 def list_of(parser: Parser[T], *, least: int = 1, most: int = 1000) -> Parser[tuple[T, ...]]:

@@ -40,7 +40,7 @@ class Child:
         """The name in the log and in `ps`."""
         if self.kind in (Kind.RELAY, Kind.ACCEPTOR):
             return f"{self.kind.value} {self.number}"
-        return self.kind.value
+        return str(self.kind.value)
 
     @property
     def worker_id(self) -> str:

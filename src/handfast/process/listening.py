@@ -136,6 +136,6 @@ def _process_of(inode: str) -> str:
     wanted = f"socket:[{inode}]"
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if any(os.readlink(entry) == wanted for entry in (process / "fd").iterdir()):
+            if any(str(entry.readlink()) == wanted for entry in (process / "fd").iterdir()):
                 return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
     return ""

@@ -46,12 +46,18 @@ class Loop:
         while self._running:
             ready = self._selector.select(self._wait())
             for key, _ in ready:
-                # An earlier callback of this round may have closed it.
-                if key.fd in self._selector.get_map() and self._running:
-                    key.data()
-            now = time.monotonic()
-            while self._running and self._timers and self._timers[0][0] <= now:
-                heapq.heappop(self._timers)[2]()
+                self._call(key)
+            self._call_timers()
+
+    def _call(self, key: selectors.SelectorKey) -> None:
+        # An earlier callback of this round may have closed it, or stopped the loop.
+        if self._running and key.fd in self._selector.get_map():
+            key.data()
+
+    def _call_timers(self) -> None:
+        now = time.monotonic()
+        while self._running and self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
 
     def _wait(self) -> float | None:
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None

@@ -107,9 +107,10 @@ def receive_from_child(control: socket.socket) -> FromChild | None:
     if not data:
         raise EOFError
     try:
-        return _from_child.decode(data)
+        message: FromChild = _from_child.decode(data)
     except msgspec.DecodeError as error:
         raise HandfastError(f"malformed message from a child: {error}") from None
+    return message
 
 
 def receive_in_child(control: socket.socket) -> tuple[ToChild, list[int]]:

@@ -37,7 +37,11 @@ def run(
     """
     loop = uvloop.new_event_loop()
     asyncio.set_event_loop(loop)
-    log.on_pending = lambda: loop.call_soon(log.flush)
+
+    def flush_soon() -> None:
+        loop.call_soon(log.flush)
+
+    log.on_pending = flush_soon
     work = start(loop, loop.stop)
 
     def obey() -> None:

@@ -180,22 +180,22 @@ class ToClient:
             loop.remove_reader(connection.target_fd)
         loop.add_writer(connection.client_fd, self._writable)
 
-    def answer(self) -> None:
-        """Seal what the client is owed: a KeyUpdate, or no_renegotiation.
+    def answer(self) -> bool:
+        """Seal what the client is owed, a KeyUpdate or no_renegotiation; True if more can follow.
 
         It waits while anything is pending, so that a client that asks without reading does not
         make us hold more and more; no data is sealed before it either.
         """
         connection = self.connection
         reader, writer = connection.reader, connection.writer
-        if self.pending is not None or writer.closed:
-            return
-        if reader.update_requested:
-            reader.update_requested = False
-            self._send(memoryview(writer.key_update(request=False)))
-        elif reader.renegotiation_refused:
-            reader.renegotiation_refused = False
-            self._send(memoryview(writer.alert(Alert.NO_RENEGOTIATION)))
+        if self.pending is None and not writer.closed:
+            if reader.update_requested:
+                reader.update_requested = False
+                self._send(memoryview(writer.key_update(request=False)))
+            elif reader.renegotiation_refused:
+                reader.renegotiation_refused = False
+                self._send(memoryview(writer.alert(Alert.NO_RENEGOTIATION)))
+        return self.pending is None and connection.state is not State.CLOSED
 
     def close(self) -> bool:
         """Seal close_notify and send FIN, once; False when the client is gone."""
@@ -226,8 +226,7 @@ class ToClient:
             return
         self.pending = None
         loop.remove_writer(connection.client_fd)
-        self.answer()
-        if self.pending is not None or connection.state is State.CLOSED:
+        if not self.answer():
             return
         if connection.target_ended:
             connection.finish_client()

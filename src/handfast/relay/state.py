@@ -2,8 +2,9 @@
 
     CLIENT_CONNECTED -> SERVER_CONNECTING -> READY -> one side closed -> CLOSED
 
-FAILED leads to CLOSED from everywhere, from CLOSED too: there may still be bytes to write then. A closed side means that its last byte was read; the
-connection is torn down when both have closed and everything read has been written.
+FAILED leads to CLOSED from everywhere, from CLOSED too: there may still be bytes to write
+then. A closed side means that its last byte was read; the connection is torn down when both have
+closed and everything read has been written.
 """
 
 from __future__ import annotations

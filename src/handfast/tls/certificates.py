@@ -8,6 +8,7 @@ a wrong key or an unordered chain is found when the configuration is loaded and 
 from __future__ import annotations
 
 import datetime
+from itertools import pairwise
 from typing import TypeAlias
 
 import msgspec
@@ -71,7 +72,7 @@ def parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
 
 def check_chain(chain: tuple[x509.Certificate, ...], name: str) -> None:
     """Check that each certificate was issued by the one behind it (RFC 8446, section 4.4.2)."""
-    for place, (certificate, issuer) in enumerate(zip(chain, chain[1:], strict=False), 1):
+    for place, (certificate, issuer) in enumerate(pairwise(chain), 1):
         try:
             certificate.verify_directly_issued_by(issuer)
         except (ValueError, TypeError, InvalidSignature):

@@ -111,7 +111,8 @@ def parse_client_hello(data: bytes) -> ClientHello:
     cursor.vector(1)
     suites = _numbers(cursor.vector(2))
     cursor.vector(1)
-    sni, alpn = b"", ()
+    sni = b""
+    alpn: tuple[bytes, ...] = ()
     for kind, body in _extensions(cursor):
         if kind == _SERVER_NAME:
             sni = _server_name(body)

@@ -57,7 +57,7 @@ class Suite(msgspec.Struct, frozen=True):
     code: int
     name: str
     version: int
-    aead: type[AESGCM] | type[ChaCha20Poly1305]
+    aead: type[AESGCM | ChaCha20Poly1305]
     key_length: int
     hash_name: str
     fixed_iv: int = IV_LENGTH

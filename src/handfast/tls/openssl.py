@@ -471,7 +471,7 @@ def _reason(error: SSL.Error) -> str:
 
 
 def _received_alert(reason: str) -> int | None:
-    """Find the alert that OpenSSL's text of a received one names, as in `tlsv1 alert unknown ca`."""
+    """Find the alert that OpenSSL's text names, as in `tlsv1 alert unknown ca`."""
     name = reason.rpartition("alert ")[2].upper().replace(" ", "_")
     aliases = {"CERTIFICATE_UNKNOWN": Alert.CERTIFICATE_UNKNOWN, "BAD_MAC": Alert.BAD_RECORD_MAC}
     return aliases.get(name) or Alert.__members__.get(name)

@@ -238,7 +238,7 @@ class RecordReader(_Keyed):
                 nonce = self.sequence
             aad = b"%b%b%b" % (
                 self.sequence.to_bytes(8, "big"),
-                buffer[position : position + 3],
+                bytes(buffer[position : position + 3]),
                 plain.to_bytes(2, "big"),
             )
             try:
@@ -258,7 +258,8 @@ class RecordReader(_Keyed):
     def _refuse_header(self, kind: int, size: int, limit: int) -> NoReturn:
         if size > limit:
             _fail(f"record of {size} bytes exceeds {limit}", Alert.RECORD_OVERFLOW)
-        if kind not in (_DATA, _ALERT, _HANDSHAKE) or self.suite.version != TLS12 and kind != _DATA:
+        plain_kinds = (_DATA, _ALERT, _HANDSHAKE) if self.suite.version == TLS12 else (_DATA,)
+        if kind not in plain_kinds:
             _fail(f"unprotected or unknown record of type {kind}", Alert.UNEXPECTED_MESSAGE)
         raise _bad_record_mac()  # too short to hold a tag
 
@@ -516,10 +517,10 @@ def export(reader: RecordReader, writer: RecordWriter, peer: Peer, unsent: bytes
     if reader.update_requested or reader.renegotiation_refused:
         raise HandfastBug("the peer is owed an answer; seal it before the export")
     return Session(
-        role=reader._role,  # noqa: SLF001 - the two directions and their export are one module
+        role=reader._role,
         suite_code=reader.suite.code,
-        read=reader._export(),  # noqa: SLF001
-        write=writer._export(),  # noqa: SLF001
+        read=reader._export(),
+        write=writer._export(),
         peer=peer,
         unread=reader.unread,
         unsent=unsent,

@@ -18,7 +18,8 @@ def test_a_listen_address_prints_as_it_was_written(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "443", "::1:443", "[::1]", "[1.2.3.4]:1", "[::1:443", "h:65536", "h:-1", "h:", "unix:",
-     "256.0.0.1:1", "a b:1", "-a:1", "h:١", "unix:/a\0b", "unix:/" + "a" * 107, "tcp://h:1", "h:1\n"],
+     "256.0.0.1:1", "a b:1", "-a:1", "h:\u0661", "unix:/a\0b", "unix:/" + "a" * 107, "tcp://h:1",
+     "h:1\n", "a\n:1"],
 )  # fmt: skip
 def test_a_wrong_listen_address_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=r"expected|longer"):

@@ -47,7 +47,7 @@ def test_any_tree_is_a_config_or_a_config_error(tree: object) -> None:
 def test_any_text_is_an_address_or_a_config_error(text: str) -> None:
     for parse in (config.parse_listen, config.parse_target):
         with contextlib.suppress(ConfigError):
-            assert parse(text)
+            assert str(parse(text))
 
 
 @given(NAMES, NAMES, NAMES, TIMES, st.integers(0, 9), st.booleans())

@@ -117,7 +117,8 @@ def test_two_listeners_may_not_share_an_address_unless_its_port_is_free() -> Non
 
 @pytest.mark.parametrize(
     "value", ["*hunter22", "!hunter22", "!hunter22!x y", "@hunter22", "[hunter22]", "'hunter22\n'",
-              "{hunter22: hunter22}", "12345678", "&hunter22 hunter22", '"hunter22\\q"', "%hunter22"]
+              "{hunter22: hunter22}", "12345678", "&hunter22 hunter22", '"hunter22\\q"',
+              "%hunter22"]
 )  # fmt: skip
 def test_no_error_shows_a_password(value: str) -> None:
     for key in ("servkeypass", "servkeypass-env"):
@@ -125,6 +126,11 @@ def test_no_error_shows_a_password(value: str) -> None:
             config.parse(f"{FLAT}{key}: {value}\nunknown: 1\n")
         assert "hunter22" not in str(caught.value)
         assert "12345678" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["servkeypass:hunter22", "{servkeypass:hunter22}"])
+def test_a_forgotten_space_does_not_show_the_password(text: str) -> None:
+    assert "hunter22" not in mistakes(text)
 
 
 def test_an_inline_password_is_hidden_everywhere() -> None:

@@ -1,0 +1,52 @@
+# Everything starts from here, on a fresh machine too: `make run` and `make test` set up what they
+# need, and can be repeated.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+$(BIN)/handfast: pyproject.toml scripts/setup
+	PYTHON=$(PYTHON) scripts/setup run $(VENV)
+
+$(VENV)/.tested-with: pyproject.toml scripts/setup
+	PYTHON=$(PYTHON) scripts/setup test $(VENV)
+	touch $@
+
+.PHONY: run
+run: $(BIN)/handfast  ## Start the proxy on its embedded default, and print a curl line to try
+	@$(BIN)/handfast serve
+
+.PHONY: test
+test: lint unit  ## Check and test everything
+
+.PHONY: lint
+lint: $(VENV)/.tested-with
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: unit
+unit: $(VENV)/.tested-with
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+.PHONY: bench
+bench: $(VENV)/.tested-with  ## Measure against stunnel (takes some minutes; QUICK=1 for one)
+	$(BIN)/python -m bench $(if $(QUICK),--quick)
+
+.PHONY: docs
+docs: $(VENV)/.tested-with  ## Build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
+.PHONY: clean
+clean:  ## Remove what the other targets made
+	rm -rf $(VENV) site .coverage .coverage.* .hypothesis .mypy_cache .ruff_cache .pytest_cache
