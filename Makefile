@@ -45,7 +45,7 @@ bench: $(VENV)/.tested-with  ## Measure against stunnel (takes some minutes; QUI
 
 .PHONY: docs
 docs: $(VENV)/.tested-with  ## Build the documentation into site/
-	$(BIN)/mkdocs build --strict
+	$(BIN)/sphinx-build --fail-on-warning --quiet docs site
 
 .PHONY: clean
 clean:  ## Remove what the other targets made

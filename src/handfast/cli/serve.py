@@ -43,14 +43,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _open_log(parsed: Config) -> Log:
-    try:
-        return Log.open(
-            Path(parsed.logfile) if parsed.logfile else None,
-            Level[parsed.loglevel],
-            process_type="master",
-        )
-    except OSError as error:
-        raise ConfigError(f"logfile {parsed.logfile}: {error.strerror}") from None
+    path = Path(parsed.logfile) if parsed.logfile else None
+    return Log.open(path, Level[parsed.loglevel], process_type="master")
 
 
 def _file_plan(path: str) -> Plan:
