@@ -27,6 +27,8 @@ from handfast.transport.deadlines import Deadlines
 ACCEPT_BATCH: Final = 16
 READ_SIZE: Final = 1 << 15
 PAUSE_SECONDS: Final = 0.1
+_MAPPED: Final = "::ffff:"
+"""How an IPv4 client looks on a socket that takes both families (RFC 4291, section 2.5.5.2)."""
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
@@ -93,7 +95,7 @@ class Acceptor:
             self.counters.accepted += 1
             # A Unix socket's client has no address.
             host, port = (address[0], address[1]) if isinstance(address, tuple) else ("", 0)
-            attempt = Attempt(self, door, sock, host, port)
+            attempt = Attempt(self, door, sock, host.removeprefix(_MAPPED), port)
             self.attempts.add(attempt)
             attempt.start()
 

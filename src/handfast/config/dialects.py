@@ -94,7 +94,7 @@ LISTENER: Final = Shape(
     fields={
         "listen": scalars.listen,
         "name": scalars.text,
-        "certificates": list_of(_certificate),
+        "certificates": list_of(_certificate, most=1),
         "client-auth": _client_auth,
         "target": scalars.target,
         "alpn": list_of(scalars.protocol, least=0, most=100),
@@ -102,7 +102,7 @@ LISTENER: Final = Shape(
     rules=(
         required("listen", "an address such as 0.0.0.0:443"),
         required("target", "where to forward to, such as tcp://127.0.0.1:80"),
-        required("certificates", "a list with at least one certificate"),
+        required("certificates", "a list with the certificate to show"),
     ),
 )
 

@@ -57,7 +57,8 @@ def list_of(parser: Parser[T], *, least: int = 1, most: int = 1000) -> Parser[tu
             raise expected(value, "a list (lines that begin with -)")
         problems: list[Problem] = []
         if not least <= len(value.items) <= most:
-            message = f"expected from {least} to {most} items, got {len(value.items)}"
+            amount = str(most) if least == most else f"from {least} to {most}"
+            message = f"expected {amount} in the list, got {len(value.items)}"
             problems.append(value.problem(message))
         found: dict[int, T] = {}
         for index, item in enumerate(value.items):

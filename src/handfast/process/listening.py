@@ -54,14 +54,17 @@ def bind(listener: Listener) -> Bound:
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
+    # Every interface: one IPv6 socket takes IPv4 too, where the machine has IPv6.
+    both = not host and socket.has_dualstack_ipv6()
+    host = host or ("::" if both else "0.0.0.0")  # noqa: S104 - it is what was asked for
     family, *_, address = socket.getaddrinfo(
-        host or "::", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, bool(host))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
         # Accepted sockets inherit both: no call per connection.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         # The client speaks first in TLS: accept when its hello is there, or after a second.

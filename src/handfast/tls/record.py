@@ -181,7 +181,7 @@ class RecordReader(_Keyed):
             size = buffer[position + 3] << 8 | buffer[position + 4]
             start = position + HEADER
             end = start + size
-            if buffer[position] != _DATA or not TAG < size <= MAX_CIPHERTEXT_13:
+            if buffer[position] != _DATA or not TAG <= size <= MAX_CIPHERTEXT_13:
                 self._refuse_header(buffer[position], size, MAX_CIPHERTEXT_13)
             if end > length:
                 break

@@ -87,7 +87,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     unread: bytes = b""
     unsent: bytes = b""
     partial: bytes = b""
-    key_updates: int = 0
+    key_updates: Uint64 = 0
     bytes_in: Uint64 = 0
     bytes_out: Uint64 = 0
 
@@ -127,6 +127,8 @@ def decode(data: bytes | memoryview) -> Session:
     except (msgspec.DecodeError, RecursionError) as error:
         # The text of the cause can name fields only, but the chain would keep the bytes alive.
         raise HandfastError(f"malformed session: {error}") from None
+    except UnicodeDecodeError:
+        raise HandfastError("malformed session: a text that is not UTF-8") from None
     _check(session)
     return session
 
