@@ -76,7 +76,8 @@ def template(
         return worker.run(own_control, own, start)
 
     own = Log(log.fileno(), Level[config.loglevel], process_type="master")
-    return Template(control, {*keep, log.fileno()}, accept).run(config, own)
+    listening = tuple(each.sock for each in bound)
+    return Template(control, {*keep, log.fileno()}, listening, accept).run(config, own)
 
 
 def demo(control: socket.socket, listening: socket.socket) -> int:

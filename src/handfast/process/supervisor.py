@@ -45,6 +45,7 @@ from handfast.process.child import Child, Kind
 from handfast.process.commands import Answer, ProcessStatus, Request, Status
 from handfast.process.control import ControlServer, Pending
 from handfast.process.fork import fork
+from handfast.process.gathering import Gatherings
 from handfast.process.linux import read_signals, signal_descriptor
 from handfast.process.listening import Bound, bind
 from handfast.process.loop import Loop
@@ -53,7 +54,6 @@ from handfast.process.messages import (
     Drain,
     End,
     FromChild,
-    Query,
     Ready,
     Refused,
     Report,
@@ -65,7 +65,6 @@ from handfast.process.messages import (
 )
 
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
-_REPORT_SECONDS: Final = 1.0
 _KILL_SECONDS: Final = 1.0
 
 
@@ -82,17 +81,6 @@ class Plan(msgspec.Struct, frozen=True):
     demo: socket.socket | None = None
 
 
-class Gathering:
-    """A `status` that waits for the workers' reports."""
-
-    __slots__ = ("client", "counters", "waiting")
-
-    def __init__(self, client: Pending, waiting: set[Child]) -> None:
-        self.client = client
-        self.waiting = waiting
-        self.counters: dict[Child, dict[str, int]] = {}
-
-
 class Supervisor:
     """One running handfast."""
 
@@ -103,8 +91,7 @@ class Supervisor:
         self._started = time.monotonic()
         self._state: Literal["starting", "serving", "draining"] = "starting"
         self._refused: tuple[str, ...] = ()
-        self._gatherings: dict[int, Gathering] = {}
-        self._queries = 0
+        self._gatherings = Gatherings(self._loop, self._status)
         self._signals = signal_descriptor(_SIGNALS)
         self._bound: tuple[Bound, ...] = ()
         workers = range(1, plan.config.nworkers + 1)
@@ -217,8 +204,7 @@ class Supervisor:
         self._drop_control(child)
         reason = _cause(status) if status or self._state != "draining" else ""
         self._log.emit(Worker("dead", child.worker_id, pid, reason))
-        for query in list(self._gatherings):
-            self._reported(query, child, {})
+        self._gatherings.lost(child)
         if self._state == "draining":
             self._go_on_draining()
 
@@ -258,7 +244,7 @@ class Supervisor:
                     self._spawn(acceptor)
             self._serving_if_ready()
         elif isinstance(message, Report):
-            self._reported(message.query, child, message.counters)
+            self._gatherings.report(message.query, child, message.counters)
         elif child is self._template:
             self._take_from_template(message)
 
@@ -314,40 +300,19 @@ class Supervisor:
             if self._state != "draining":
                 self._drain()
             return  # its connection closes with the control socket, at the very end
-        self._gather(client)
+        self._gatherings.start(client, self._workers())
 
-    def _gather(self, client: Pending) -> None:
-        self._queries += 1
-        query = self._queries
-        asked = {child for child in (*self._relays, *self._acceptors) if child.ready}
-        self._gatherings[query] = Gathering(client, asked)
-        for child in asked:
-            if child.control is not None:
-                send(child.control, Query(query))
-        self._loop.after(_REPORT_SECONDS, lambda: self._answer(query))
-        if not asked:
-            self._answer(query)
+    def _workers(self) -> tuple[Child, ...]:
+        return (*self._acceptors, *self._relays)
 
-    def _reported(self, query: int, child: Child, counters: dict[str, int]) -> None:
-        gathering = self._gatherings.get(query)
-        if gathering is not None and child in gathering.waiting:
-            gathering.waiting.discard(child)
-            gathering.counters[child] = counters
-            if not gathering.waiting:
-                self._answer(query)
-
-    def _answer(self, query: int) -> None:
-        gathering = self._gatherings.pop(query, None)
-        if gathering is None:
-            return
-        children = (*self._demo, self._template, *self._acceptors, *self._relays)
-        reports = gathering.counters
-        processes = [ProcessStatus("supervisor", os.getpid())] + [
+    def _status(self, reports: dict[Child, dict[str, int]]) -> Status:
+        children = (*self._demo, self._template, *self._workers())
+        processes = (
             ProcessStatus(child.worker_id, child.pid, reports.get(child, {}))
             for child in children
             if child.pid
-        ]
-        status = Status(
+        )
+        return Status(
             version=__version__,
             pid=os.getpid(),
             uptime=round(time.monotonic() - self._started, 3),
@@ -356,11 +321,9 @@ class Supervisor:
             listeners=tuple(
                 {"listen": each.text, "target": str(each.listener.target)} for each in self._bound
             ),
-            processes=tuple(processes),
+            processes=(ProcessStatus("supervisor", os.getpid()), *processes),
             totals=merge(reports.values()),
         )
-        gathering.client.answer(Answer(status=status))
-        gathering.client.close()
 
     # The end
 

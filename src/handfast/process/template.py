@@ -49,10 +49,12 @@ class Template:
         self,
         control: socket.socket,
         keep: set[int],
+        listening: tuple[socket.socket, ...],
         accept: Callable[[int, socket.socket, tuple[OpenSSLEngine, ...]], int],
     ) -> None:
         self._control = control
         self._keep = keep
+        self._listening = listening
         self._accept = accept
         self._children: dict[int, Child] = {}  # by pidfd
         self._engines: tuple[OpenSSLEngine, ...] = ()
@@ -112,6 +114,9 @@ class Template:
 
     def _wait_for_all(self) -> int:
         """Stay until the last acceptor has ended; it would be killed with its parent."""
+        # Whoever holds one of these has the kernel accept clients that nobody would serve.
+        for sock in self._listening:
+            sock.close()
         for descriptor in list(self._children):
             self._bury(descriptor)
         return 0

@@ -1,0 +1,50 @@
+"""The standard library's ssl as a client, in the few shapes that tests need."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from pathlib import Path
+
+TIMEOUT = 15.0
+
+
+def trusting(ca: Path, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """Make a context that trusts one CA, for one version of TLS if one is given."""
+    context = ssl.create_default_context(cafile=str(ca))
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+def connect(
+    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None = None
+) -> ssl.SSLSocket:
+    """Connect to handfast on loopback and finish the handshake."""
+    raw = socket.create_connection(("127.0.0.1", port), TIMEOUT)
+    return context.wrap_socket(raw, server_hostname="localhost", session=session)
+
+
+def receive(client: socket.socket, count: int) -> bytes:
+    """Read exactly so many bytes; fewer at the end of the stream."""
+    data = b""
+    while len(data) < count and (piece := client.recv(count - len(data))):
+        data += piece
+    return data
+
+
+def echoes(client: socket.socket, data: bytes = b"are you there?") -> bool:
+    """Tell whether what is sent to an echoing backend comes back."""
+    client.sendall(data)
+    return receive(client, len(data)) == data
+
+
+def read_to_end(client: socket.socket) -> bytes:
+    """Read until the peer closes; a reset counts as an end."""
+    data = b""
+    try:
+        while piece := client.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data

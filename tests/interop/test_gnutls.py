@@ -1,0 +1,134 @@
+"""`gnutls-cli`, both versions, and the commands it takes in its input."""
+
+from __future__ import annotations
+
+import base64
+import os
+import select
+import subprocess
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from harness.backends import Backend
+from harness.streams import Exchange, random_bytes, sha256
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from conftest import Certificates, Serve
+    from harness.instance import Instance
+
+TIMEOUT: Final = 20.0
+
+
+def gnutls_cli(
+    handfast: Instance, certificates: Certificates, log: Path, version: str, *options: str
+) -> list[str]:
+    """Give the command line of a gnutls-cli that verifies handfast and prints only data."""
+    return [
+        "gnutls-cli", "--x509cafile", str(certificates.ca), "--port", str(handfast.port()),
+        "--priority", f"NORMAL:-VERS-ALL:+VERS-TLS{version}", "--logfile", str(log),
+        *options, "--sni-hostname", "localhost", "--verify-hostname", "localhost", "127.0.0.1",
+    ]  # fmt: skip
+
+
+class Typist:
+    """A gnutls-cli that is typed to."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.output = b""
+
+    def type(self, line: str) -> None:
+        """Type a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+
+    def expect(self, text: str) -> None:
+        """Wait for a text in the output."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + TIMEOUT
+        while text.encode() not in self.output:
+            left = max(0.0, deadline - time.monotonic())
+            ready = select.select([self.process.stdout], [], [], left)[0]
+            data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+            assert data, f"no {text!r} in:\n{self.output.decode(errors='replace')}"
+            self.output += data
+
+
+@contextmanager
+def typing(command: list[str]) -> Iterator[Typist]:
+    """Run a gnutls-cli that is typed to; at the end its input is closed and it ends."""
+    client = Typist(command)
+    try:
+        yield client
+        client.process.communicate(timeout=TIMEOUT)
+    finally:
+        client.process.kill()
+        client.process.communicate()
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+@pytest.mark.parametrize("cipher", ["AES-128-GCM", "AES-256-GCM", "CHACHA20-POLY1305"])
+def test_a_megabyte_each_way_arrives_intact(
+    serve: Serve, certificates: Certificates, tmp_path: Path, version: str, cipher: str
+) -> None:
+    # gnutls-cli reads its input by lines of text.
+    up = base64.encodebytes(random_bytes(1_000_000))
+    down = random_bytes(1_300_001)
+    exchange = Exchange(len(up), down)
+    with Backend(exchange) as backend:
+        handfast = serve(backend.target)
+        command = gnutls_cli(handfast, certificates, tmp_path / "log", version)
+        command[6] += f":-CIPHER-ALL:+{cipher}"
+        done = subprocess.run(command, input=up, capture_output=True, timeout=TIMEOUT, check=False)
+
+        assert sha256(done.stdout) == sha256(down)
+        assert exchange.received == [sha256(up)]
+        granted = handfast.wait("auth", outcome="granted")
+        assert granted["tls_version"] == f"TLSv{version}"
+        assert cipher.replace("-", "") in granted["ciphersuite"].replace("_", "")
+
+
+@pytest.mark.parametrize("command", ["rekey", "rekey1"])
+def test_data_flows_both_ways_after_a_rekey(
+    serve: Serve, backend: Backend, certificates: Certificates, tmp_path: Path, command: str
+) -> None:
+    handfast = serve(backend.target)
+    line = gnutls_cli(handfast, certificates, tmp_path / "log", "1.3", "--inline-commands")
+    with typing(line) as client:
+        for number in range(3):
+            client.type(f"before {number}")
+            client.expect(f"before {number}")
+            client.type(f"^{command}^")
+            client.type(f"after {number}")
+            client.expect(f"after {number}")
+
+    end = handfast.wait("proxy", subevent="client_disconnect")
+    assert "error_msg" not in end
+    # 54 bytes of text each way: the commands were taken as such.
+    assert (end["bytes_in"], end["bytes_out"]) == ("51", "51")
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_gnutls_resumes_the_session(
+    serve: Serve, backend: Backend, certificates: Certificates, tmp_path: Path, version: str
+) -> None:
+    handfast = serve(backend.target)
+    log = tmp_path / "log"
+    line = gnutls_cli(handfast, certificates, log, version, "--inline-commands")
+    with typing(line) as client:
+        client.type("first")
+        client.expect("first")
+        client.type("^resume^")
+        client.type("second")
+        client.expect("second")
+
+    assert handfast.wait("auth", outcome="granted", resumed="true")["tls_version"] == f"TLSv{version}"
+    assert "This is a resumed session" in log.read_text()

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+from OpenSSL import SSL
+from unit.tls import rfc8448
+from unit.tls.engines import SUITE_NAMES, Client, server_context, shake_hands
+from unit.tls.sessions import AES128, AES128_12, every_suite, every_suite_12, secret
+
+from conftest import Certificates
+from handfast.errors import HandfastBug
+from handfast.tls.keys import (
+    SUITES,
+    TLS12,
+    Suite,
+    expand_label,
+    next_secret,
+    tls12_secrets,
+    traffic_key,
+)
+
+# RFC 8448, section 3: `derive secret "tls13 c hs traffic"` and the Finished key made of it.
+CLIENT_HANDSHAKE_SECRET = "b3eddb126e067f35a780b3abf45e2d8f3b1a950738f52e9600746a0e27a55a21"
+CLIENT_FINISHED_KEY = "b80ad01015fb2f0bd65ff7d4da5d6bf83f84821d1f87fdc7d3c75b5a7b42d9c4"
+
+
+def test_the_traffic_keys_are_those_of_rfc_8448() -> None:
+    assert traffic_key(AES128, rfc8448.CLIENT_SECRET) == (rfc8448.CLIENT_KEY, rfc8448.CLIENT_IV)
+    assert traffic_key(AES128, rfc8448.SERVER_SECRET) == (rfc8448.SERVER_KEY, rfc8448.SERVER_IV)
+
+
+def test_expand_label_is_that_of_rfc_8448() -> None:
+    base = bytes.fromhex(CLIENT_HANDSHAKE_SECRET)
+
+    assert expand_label("sha256", base, "finished", b"", 32).hex() == CLIENT_FINISHED_KEY
+
+
+@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
+def test_a_key_update_gives_a_new_secret_of_the_same_length(suite: Suite) -> None:
+    if suite.version == TLS12:
+        return
+    first = secret(suite, 1)
+
+    second = next_secret(suite, first)
+
+    assert len(second) == len(first)
+    assert len({first, second, next_secret(suite, second)}) == 3
+
+
+@every_suite_12
+def test_the_key_block_of_tls12_is_that_of_openssl(
+    suite: Suite, certificates: Certificates
+) -> None:
+    """Both Finished records of a handshake between OpenSSLs open with our keys, number 0."""
+    client = Client(suites=SUITE_NAMES[suite.code])
+    context = server_context(certificates.rsa_server if "_RSA_" in suite.name else
+                             certificates.server)  # fmt: skip
+
+    from_client, from_server = shake_hands(client, SSL.Connection(context))
+    keys = tls12_secrets(suite, *client.tls12_secrets())
+
+    for direction, flight in zip(keys, (from_client, from_server), strict=True):
+        finished = flight[flight.index(b"\x14\x03\x03\x00\x01\x01") + 6 :]
+        opened = _open_first(suite, direction, finished)
+        assert (opened[0], len(opened)) == (20, 16)  # Finished, 12 bytes of verify_data
+
+
+def _open_first(suite: Suite, direction: bytes, record: bytes) -> bytes:
+    key, iv = traffic_key(suite, direction)
+    body = record[5 : 5 + int.from_bytes(record[3:5], "big")]
+    if suite.fixed_iv == 4:
+        iv, body = iv + body[:8], body[8:]
+    aad = bytes(8) + record[:3] + (len(body) - 16).to_bytes(2, "big")
+    return suite.aead(key).decrypt(iv, body, aad)
+
+
+@every_suite
+def test_a_secret_of_the_wrong_length_is_our_bug(suite: Suite) -> None:
+    for wrong in (b"", secret(suite, 1)[:-1], secret(suite, 1) + b"x"):
+        with pytest.raises(HandfastBug) as caught:
+            traffic_key(suite, wrong)
+        assert wrong.hex() not in str(caught.value) or not wrong
+
+
+def test_only_aes_gcm_has_a_record_limit() -> None:
+    assert {suite.name for suite in SUITES.values() if not suite.is_gcm} == {
+        "TLS_CHACHA20_POLY1305_SHA256",
+        "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+        "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    }
+
+
+def test_the_salt_is_in_the_secret_of_tls12() -> None:
+    key, salt = traffic_key(AES128_12, bytes(range(20)))
+
+    assert (key, salt) == (bytes(range(16)), bytes(range(16, 20)))
