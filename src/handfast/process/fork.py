@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -33,6 +34,7 @@ def fork(title: str, main: Callable[[], int], keep: Iterable[int]) -> int:
     try:
         die_with_parent(parent)
         setproctitle(f"handfast: {title}")
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold keys and traffic
         _reset_signals()
         _close_all_but({0, 1, 2, *keep})
         # What was inherited is not garbage to us, and looking at it would unshare its pages.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import traceback
 from collections.abc import Callable
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import uvloop
 
 from handfast.observe.counters import Counters
+from handfast.observe.events import SystemFault
 from handfast.observe.log import Log
 from handfast.process.messages import Drain, End, Query, Ready, Report, receive_in_child, send
 
@@ -42,6 +45,7 @@ def run(
         loop.call_soon(log.flush)
 
     log.on_pending = flush_soon
+    loop.set_exception_handler(lambda _, context: log.emit(_bug(context)))
     work = start(loop, loop.stop)
 
     def obey() -> None:
@@ -64,3 +68,19 @@ def run(
     loop.run_forever()
     log.flush()
     return 0
+
+
+def _bug(context: dict[str, Any]) -> SystemFault:
+    """Describe an exception that a callback let through, by type and place.
+
+    It is a bug of ours. It costs the connection at hand, which its deadline will end, and no other.
+    """
+    error = context.get("exception")
+    if error is None:
+        return SystemFault(error_msg="bug in handfast", error_desc=str(context.get("message")))
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return SystemFault(
+        error_msg="bug in handfast; please report it",
+        error_desc=f"{type(error).__name__}{place}: {error}",
+    )
