@@ -97,22 +97,17 @@ SUITES: Final = _suites()
 """Every cipher suite that handfast speaks, by its code in the IANA registry."""
 
 
-def _hkdf_expand(hash_name: str, secret: bytes, info: bytes, length: int) -> bytes:
-    """HKDF-Expand (RFC 5869, section 2.3), for the few bytes that TLS asks of it."""
-    output = block = b""
-    counter = 1
-    while len(output) < length:
-        block = hmac.digest(secret, block + info + bytes((counter,)), hash_name)
-        output += block
-        counter += 1
-    return output[:length]
+def _label(label: bytes, length: int) -> bytes:
+    """Encode an HkdfLabel without context (RFC 8446, section 7.1), and the 1 of the first block.
+
+    All that handfast derives fits into one block of HKDF-Expand (RFC 5869, section 2.3).
+    """
+    full = b"tls13 " + label
+    return length.to_bytes(2, "big") + bytes((len(full),)) + full + b"\0\1"
 
 
-def expand_label(hash_name: str, secret: bytes, label: str, context: bytes, length: int) -> bytes:
-    """HKDF-Expand-Label (RFC 8446, section 7.1); `length` in bytes."""
-    full = b"tls13 " + label.encode("ascii")
-    info = length.to_bytes(2, "big") + bytes((len(full),)) + full + bytes((len(context),)) + context
-    return _hkdf_expand(hash_name, secret, info, length)
+_IV_INFO: Final = _label(b"iv", IV_LENGTH)
+_KEY_INFO: Final = {length: _label(b"key", length) for length in (16, 32)}
 
 
 def traffic_key(suite: Suite, secret: bytes) -> tuple[bytes, bytes]:
@@ -127,13 +122,13 @@ def traffic_key(suite: Suite, secret: bytes) -> tuple[bytes, bytes]:
         return secret[: suite.key_length], secret[suite.key_length :]
     if len(secret) != suite.hash_length:
         raise HandfastBug("traffic secret has the wrong length")
-    key = expand_label(suite.hash_name, secret, "key", b"", suite.key_length)
-    return key, expand_label(suite.hash_name, secret, "iv", b"", IV_LENGTH)
+    key = hmac.digest(secret, _KEY_INFO[suite.key_length], suite.hash_name)
+    return key[: suite.key_length], hmac.digest(secret, _IV_INFO, suite.hash_name)[:IV_LENGTH]
 
 
 def next_secret(suite: Suite, secret: bytes) -> bytes:
     """Give the traffic secret after a KeyUpdate (RFC 8446, section 7.2)."""
-    return expand_label(suite.hash_name, secret, "traffic upd", b"", suite.hash_length)
+    return hmac.digest(secret, _label(b"traffic upd", suite.hash_length), suite.hash_name)
 
 
 def tls12_secrets(

@@ -48,7 +48,7 @@ _ALERT: Final = 21
 _HANDSHAKE: Final = 22
 
 _TLS12_CIPHERS: Final = b"ECDHE+AESGCM:ECDHE+CHACHA20"
-_OUTPUT: Final = 1 << 17
+_OUTPUT: Final = 1 << 14
 
 # OpenSSL's names of the suites; those of TLS 1.3 are the registry's.
 _OPENSSL_NAMES: Final = {
@@ -330,10 +330,14 @@ class OpenSSLHandshake:
         return output
 
     def _read_output(self) -> bytes:
+        output = piece = b""
         try:
-            return self._connection.bio_read(_OUTPUT) if self._connection else b""
+            while self._connection is not None and len(piece) in (0, _OUTPUT):
+                piece = self._connection.bio_read(_OUTPUT)
+                output += piece
         except SSL.WantReadError:
-            return b""
+            pass  # there is no more
+        return output
 
     def _scan_12(self, output: bytes) -> None:
         """Find the explicit nonce of our Finished, which follows our ChangeCipherSpec."""
