@@ -1,0 +1,180 @@
+"""The load: TLS 1.3 clients that check what they receive.
+
+CPU time is measured at the proxy only, so the client need not be fast; it is the same for every
+system. Every handshake is a full one: a session is never offered again. Each wait on a socket
+ends after `PATIENCE` seconds, and whatever goes wrong raises LoadError, for a measurement with
+failed connections means nothing.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.backend import PATTERN, REQUEST, bulk_request
+
+PATIENCE: Final = 15.0
+"""Seconds that any single wait may take."""
+MESSAGE: Final = b"a small request, and its answer too;".ljust(REQUEST, b".")
+HANDSHAKES_AT_ONCE: Final = 8
+
+
+class LoadError(Exception):
+    """A system did not answer as it must, so there is no figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Whom to connect to, and how."""
+
+    port: int
+    context: ssl.SSLContext
+
+    def connect(self) -> ssl.SSLSocket:
+        """Connect and complete a full handshake; raises OSError."""
+        with ExitStack() as undo:
+            plain = undo.enter_context(
+                socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+            )
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            secure = self.context.wrap_socket(plain, server_hostname="localhost")
+            undo.pop_all()
+        return secure
+
+
+def client(port: int, authority: Path) -> Client:
+    """Give a TLS 1.3 client that trusts `authority`."""
+    context = ssl.create_default_context(cafile=str(authority))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    return Client(port, context)
+
+
+def exchange(connection: ssl.SSLSocket) -> None:
+    """Send one small request and check its answer; raises OSError, LoadError."""
+    connection.sendall(MESSAGE)
+    answer = b""
+    while len(answer) < REQUEST:
+        more = connection.recv(REQUEST)
+        if not more:
+            raise LoadError("the connection ended before the answer to a small request")
+        answer += more
+    _check(answer, MESSAGE)
+
+
+def _check(got: bytes, expected: bytes) -> None:
+    if got != expected:
+        raise LoadError(f"{len(got)} bytes came back that are not the ones expected")
+
+
+def connections(to: Client, count: int) -> None:
+    """Make `count` new connections, with one exchange and an orderly close each."""
+
+    def some(share: int) -> None:
+        for _ in range(share):
+            with to.connect() as connection:
+                exchange(connection)
+                # Waits for the answering close_notify: then the connection is over at the proxy.
+                connection.unwrap().close()
+
+    _at_once(some, _shares(count, HANDSHAKES_AT_ONCE))
+
+
+def bulk(to: Client, size: int, streams: int) -> None:
+    """Download `size` bytes, over `streams` connections at once."""
+    _at_once(lambda share: _download(to, share), _shares(size, streams))
+
+
+def _download(to: Client, size: int) -> None:
+    doubled = PATTERN + PATTERN
+    with to.connect() as connection:
+        connection.sendall(bulk_request(size))
+        got = 0
+        while got < size:
+            data = connection.recv(65536)
+            if not data:
+                raise LoadError(f"the connection ended after {got} of {size} bytes")
+            start = got % len(PATTERN)
+            _check(data, doubled[start : start + len(data)])
+            got += len(data)
+        connection.unwrap().close()
+
+
+def _shares(total: int, parts: int) -> list[int]:
+    return [total // parts + (part < total % parts) for part in range(parts)]
+
+
+def _at_once(work: Callable[[int], None], shares: list[int]) -> None:
+    """Do each share of the work in a thread of its own; raises LoadError."""
+    with ThreadPoolExecutor(len(shares)) as threads:
+        done = [threads.submit(work, share) for share in shares]
+    for result in done:
+        try:
+            result.result()
+        except OSError as error:
+            raise LoadError(f"a connection failed: {error}") from error
+
+
+@contextmanager
+def kept(to: Client, count: int) -> Iterator[list[ssl.SSLSocket]]:
+    """Hold `count` connections open, each of which has done one exchange."""
+    with ExitStack() as closing:
+        held: list[ssl.SSLSocket] = []
+
+        def more(share: int) -> None:
+            for _ in range(share):
+                connection = closing.enter_context(to.connect())
+                exchange(connection)
+                held.append(connection)
+
+        _at_once(more, _shares(count, HANDSHAKES_AT_ONCE))
+        yield held
+
+
+def requests(held: list[ssl.SSLSocket], count: int) -> None:
+    """Do `count` exchanges, one at a time on each of the connections `held`."""
+    by_descriptor = {connection.fileno(): connection for connection in held}
+    partial = dict.fromkeys(by_descriptor, b"")
+    with select.epoll() as epoll:
+        for fd, connection in by_descriptor.items():
+            connection.setblocking(False)
+            epoll.register(fd, select.EPOLLIN)
+            connection.send(MESSAGE)
+        begun, ended = len(held), 0
+        while ended < count:
+            for fd in _readable(epoll):
+                partial[fd] += _receive(by_descriptor[fd])
+                if len(partial[fd]) < REQUEST:
+                    continue
+                _check(partial[fd], MESSAGE)
+                partial[fd] = b""
+                ended += 1
+                if begun < count:
+                    by_descriptor[fd].send(MESSAGE)
+                    begun += 1
+
+
+def _readable(epoll: select.epoll) -> list[int]:
+    ready = [fd for fd, _ in epoll.poll(PATIENCE)]
+    if not ready:
+        raise LoadError(f"no answer to any small request for {PATIENCE} s")
+    return ready
+
+
+def _receive(connection: ssl.SSLSocket) -> bytes:
+    try:
+        data = connection.recv(REQUEST)
+    except ssl.SSLWantReadError:
+        # A record that carries no data, such as a session ticket, or a part of a record.
+        return b""
+    except OSError as error:
+        raise LoadError(f"a kept connection failed: {error}") from error
+    if not data:
+        raise LoadError("a kept connection was closed")
+    return data
