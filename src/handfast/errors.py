@@ -61,5 +61,5 @@ class ConfigError(HandfastError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
-class HandfastBug(HandfastError):
+class HandfastBug(HandfastError):  # noqa: N818 - it is what it says
     """handfast broke a rule of its own; we have to act."""

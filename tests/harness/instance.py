@@ -48,15 +48,21 @@ def wait_for(condition: Callable[[], Any], what: str, timeout: float = TIMEOUT) 
 class Instance:
     """`handfast serve -c FILE`, in the foreground, its log read from standard output.
 
-    `port(0)` is the port of the first listener (give it `listen: 127.0.0.1:0`).
+    `port(0)` is the port of the first listener (give it `listen: 127.0.0.1:0`). `arguments` take
+    the place of `-c FILE`.
     """
 
-    def __init__(self, config: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Path,
+        environment: dict[str, str] | None = None,
+        arguments: tuple[str, ...] | None = None,
+    ) -> None:
         self.config = config
         self._lines: list[str] = []
         self._rest = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "handfast", "serve", "-c", str(config)],
+            [sys.executable, "-m", "handfast", "serve", *(arguments or ("-c", str(config)))],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
@@ -93,7 +99,9 @@ class Instance:
     @property
     def lines(self) -> list[str]:
         """Every line of the log so far."""
-        while select.select([self.process.stdout], [], [], 0)[0] and self._pump(0):
+        stream = self.process.stdout
+        assert stream is not None
+        while select.select([stream], [], [], 0)[0] and self._pump(0):
             pass
         return self._lines
 

@@ -8,7 +8,12 @@ import select
 import socket
 import ssl
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
+
+from harness.clients import trusting
 
 TIMEOUT: Final = 30.0
 PIECE: Final = 1 << 16
@@ -85,8 +90,12 @@ class MemoryClient:
 
     def flush(self) -> None:
         """Send what the buffer has, with one call."""
-        if data := self._outgoing.read():
+        if data := self.take():
             self.sock.sendall(data)
+
+    def take(self) -> bytes:
+        """Take what the buffer has, to send it in another way."""
+        return bytes(self._outgoing.read())
 
     def close_write(self) -> None:
         """Send close_notify, and go on reading."""
@@ -127,7 +136,7 @@ class MemoryClient:
         while count or left or sealed:
             if left and not sealed:
                 left = left[self.tls.write(bytes(left[:PIECE])) :]
-            sealed += self._outgoing.read()
+            sealed += self.take()
             readable, writable, _ = select.select(
                 [self.sock], [self.sock] if sealed else [], [], TIMEOUT
             )
@@ -152,3 +161,19 @@ class MemoryClient:
             seen.update(piece)
             count += len(piece)
         return count
+
+
+@contextmanager
+def memory_client(
+    port: int,
+    ca: Path,
+    version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+    *,
+    handshake: bool = True,
+) -> Iterator[MemoryClient]:
+    """Connect a MemoryClient to handfast on loopback."""
+    with socket.create_connection(("127.0.0.1", port), TIMEOUT) as sock:
+        client = MemoryClient(sock, trusting(ca, version))
+        if handshake:
+            client.handshake()
+        yield client

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 from cryptography.hazmat.primitives import hashes
+
 from harness.backends import Backend
 from harness.clients import connect, echoes, trusting
 from harness.pki import DAY, NOW, Identity, issue
+from harness.target import silent_target, target_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Certificates, Serve
@@ -72,22 +75,21 @@ def refusals(certificates: Certificates) -> dict[str, Refusal]:
     early = issue(
         "early", certificates.root, client=True, not_before=NOW + DAY, not_after=NOW + 9 * DAY
     )
-    other = issue("other root", ca=True)
+    stranger = issue("stranger", issue("other root", ca=True), client=True)
     return {
         "expired": Refusal(expired, "certificate_expired", "certificate expired"),
         "not yet valid": Refusal(early, "bad_certificate", "bad certificate"),
-        "of another CA": Refusal(certificates.client("stranger", other), "unknown_ca", "unknown ca"),
+        "of another CA": Refusal(stranger, "unknown_ca", "unknown ca"),
         "self-signed": Refusal(issue("self", client=True), "unknown_ca", "unknown ca"),
         "of a server": Refusal(certificates.server, "unsupported_certificate", "unsupported cert"),
     }  # fmt: skip
 
 
 @pytest.fixture
-def unvisited() -> socket.socket:
+def unvisited() -> Iterator[socket.socket]:
     """A listening socket that nobody should connect to."""
-    sock = socket.create_server(("127.0.0.1", 0))
-    yield sock  # type: ignore[misc]  # pytest makes a fixture of a generator
-    sock.close()
+    with silent_target() as listening:
+        yield listening
 
 
 def refused(
@@ -107,10 +109,6 @@ def assert_no_visit(handfast: Instance, unvisited: socket.socket) -> None:
     """Check that nothing reached the target, nor a relay."""
     assert not select.select([unvisited], [], [], 0)[0]
     assert not handfast.events("proxy")
-
-
-def target_of(unvisited: socket.socket) -> str:
-    return f"tcp://127.0.0.1:{unvisited.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import base64
-import os
-import select
 import subprocess
-import time
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
+
 from harness.backends import Backend
 from harness.streams import Exchange, random_bytes, sha256
+from harness.terminal import TIMEOUT, Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Certificates, Serve
     from harness.instance import Instance
-
-TIMEOUT: Final = 20.0
 
 
 def gnutls_cli(
@@ -33,45 +28,6 @@ def gnutls_cli(
         "--priority", f"NORMAL:-VERS-ALL:+VERS-TLS{version}", "--logfile", str(log),
         *options, "--sni-hostname", "localhost", "--verify-hostname", "localhost", "127.0.0.1",
     ]  # fmt: skip
-
-
-class Typist:
-    """A gnutls-cli that is typed to."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        self.output = b""
-
-    def type(self, line: str) -> None:
-        """Type a line."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
-
-    def expect(self, text: str) -> None:
-        """Wait for a text in the output."""
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + TIMEOUT
-        while text.encode() not in self.output:
-            left = max(0.0, deadline - time.monotonic())
-            ready = select.select([self.process.stdout], [], [], left)[0]
-            data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
-            assert data, f"no {text!r} in:\n{self.output.decode(errors='replace')}"
-            self.output += data
-
-
-@contextmanager
-def typing(command: list[str]) -> Iterator[Typist]:
-    """Run a gnutls-cli that is typed to; at the end its input is closed and it ends."""
-    client = Typist(command)
-    try:
-        yield client
-        client.process.communicate(timeout=TIMEOUT)
-    finally:
-        client.process.kill()
-        client.process.communicate()
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
@@ -102,17 +58,17 @@ def test_data_flows_both_ways_after_a_rekey(
 ) -> None:
     handfast = serve(backend.target)
     line = gnutls_cli(handfast, certificates, tmp_path / "log", "1.3", "--inline-commands")
-    with typing(line) as client:
+    with Terminal(line) as client:
         for number in range(3):
-            client.type(f"before {number}")
+            client.enter(f"before {number}")
             client.expect(f"before {number}")
-            client.type(f"^{command}^")
-            client.type(f"after {number}")
+            client.enter(f"^{command}^")
+            client.enter(f"after {number}")
             client.expect(f"after {number}")
 
     end = handfast.wait("proxy", subevent="client_disconnect")
     assert "error_msg" not in end
-    # 54 bytes of text each way: the commands were taken as such.
+    # Text alone is counted: the commands were taken as such.
     assert (end["bytes_in"], end["bytes_out"]) == ("51", "51")
 
 
@@ -123,12 +79,14 @@ def test_gnutls_resumes_the_session(
     handfast = serve(backend.target)
     log = tmp_path / "log"
     line = gnutls_cli(handfast, certificates, log, version, "--inline-commands")
-    with typing(line) as client:
-        client.type("first")
+    with Terminal(line) as client:
+        client.enter("first")
         client.expect("first")
-        client.type("^resume^")
-        client.type("second")
+        client.enter("^resume^")  # reconnects
+        client.enter("second")
         client.expect("second")
 
-    assert handfast.wait("auth", outcome="granted", resumed="true")["tls_version"] == f"TLSv{version}"
+    assert (
+        handfast.wait("auth", outcome="granted", resumed="true")["tls_version"] == f"TLSv{version}"
+    )
     assert "This is a resumed session" in log.read_text()

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pytest
+
 from harness.backends import Backend
 from harness.clients import connect, echoes, trusting
 from harness.streams import Exchange, random_bytes, sha256
+from harness.terminal import TIMEOUT, Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from conftest import Certificates, Serve
     from harness.instance import Instance
 
-TIMEOUT: Final = 20.0
 TLS13: Final = ["TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"]
 TLS12: Final = {
     "AES128-GCM-SHA256": "AES_128_GCM_SHA256",
@@ -33,7 +30,11 @@ KINDS: Final = ["ecdsa", "rsa"]
 SUITES: Final = [
     *((kind, f"-tls1_3 -ciphersuites {name}", name) for name in TLS13 for kind in KINDS),
     *(
-        (kind, f"-tls1_2 -cipher ECDHE-{kind.upper()}-{name}", f"TLS_ECDHE_{kind.upper()}_WITH_{full}")
+        (
+            kind,
+            f"-tls1_2 -cipher ECDHE-{kind.upper()}-{name}",
+            f"TLS_ECDHE_{kind.upper()}_WITH_{full}",
+        )
         for name, full in TLS12.items()
         for kind in KINDS
     ),
@@ -47,46 +48,6 @@ def s_client(handfast: Instance, certificates: Certificates, options: str) -> li
         "-servername", "localhost", "-CAfile", str(certificates.ca), "-verify_return_error",
         *options.split(),
     ]  # fmt: skip
-
-
-class Interactive:
-    """An s_client that takes lines and command letters, one write each."""
-
-    def __init__(self, command: list[str]) -> None:
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        self.output = b""
-
-    def type(self, line: str) -> None:
-        """Type a line."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(line.encode() + b"\n")
-        self.process.stdin.flush()
-
-    def expect(self, text: str) -> None:
-        """Wait for a text in the output, and forget the output up to its end."""
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + TIMEOUT
-        while text.encode() not in self.output:
-            left = max(0.0, deadline - time.monotonic())
-            ready = select.select([self.process.stdout], [], [], left)[0]
-            data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
-            assert data, f"no {text!r} in:\n{self.output.decode(errors='replace')}"
-            self.output += data
-        self.output = self.output.partition(text.encode())[2]
-
-
-@contextmanager
-def interactive(command: list[str]) -> Iterator[Interactive]:
-    """Run an interactive s_client; at the end its input is closed and it ends."""
-    client = Interactive(command)
-    try:
-        yield client
-        client.process.communicate(timeout=TIMEOUT)
-    finally:
-        client.process.kill()
-        client.process.communicate()
 
 
 @pytest.mark.parametrize(("kind", "options", "suite"), SUITES)
@@ -121,16 +82,16 @@ def test_data_flows_both_ways_after_a_key_update(
 ) -> None:
     handfast = serve(backend.target)
     options = f"-tls1_3 -ciphersuites {suite} -msg"
-    with interactive(s_client(handfast, certificates, options)) as client:
-        client.type("before the update")
+    with Terminal(s_client(handfast, certificates, options)) as client:
+        client.enter("before the update")
         client.expect("before the update")
         for number in range(3):
-            client.type(letter)
+            client.enter(letter)
             client.expect("KEYUPDATE")
             client.expect(">>> TLS 1.3, Handshake [length 0005], KeyUpdate")
             if answered:
                 client.expect("<<< TLS 1.3, Handshake [length 0005], KeyUpdate")
-            client.type(f"after update {number}")
+            client.enter(f"after update {number}")
             client.expect(f"after update {number}")
 
     end = handfast.wait("proxy", subevent="client_disconnect")
@@ -144,11 +105,11 @@ def test_renegotiation_is_refused_and_others_are_not_disturbed(
     context = trusting(certificates.ca)
     with (
         connect(handfast.port(), context) as other,
-        interactive(s_client(handfast, certificates, "-tls1_2")) as client,
+        Terminal(s_client(handfast, certificates, "-tls1_2")) as client,
     ):
-        client.type("before")
+        client.enter("before")
         client.expect("before")
-        client.type("R")
+        client.enter("R")
         client.expect("RENEGOTIATING")
         client.expect("no renegotiation")
 
@@ -164,17 +125,17 @@ def test_a_session_resumes_at_an_acceptor_that_did_not_make_it(
     handfast = serve(backend.target, nworkers=2)
     ticket = tmp_path / "session.pem"
     save = s_client(handfast, certificates, f"{version} -sess_out {ticket}")
-    with interactive(save) as client:
-        client.type("first")
+    with Terminal(save) as client:
+        client.enter("first")
         client.expect("first")
     maker = int(handfast.wait("auth", outcome="granted", resumed="false")["pid"])
 
     os.kill(maker, signal.SIGSTOP)
     try:
         resume = s_client(handfast, certificates, f"{version} -sess_in {ticket}")
-        with interactive(resume) as client:
+        with Terminal(resume) as client:
             client.expect("Reused, ")
-            client.type("second")
+            client.enter("second")
             client.expect("second")
         resumed = handfast.wait("auth", outcome="granted", resumed="true")
     finally:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from OpenSSL import SSL
+
 from harness.backends import Backend
 from harness.clients import TIMEOUT
 from harness.streams import Exchange, random_bytes, sha256
-from OpenSSL import SSL
 
 if TYPE_CHECKING:
     from conftest import Certificates, Serve

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import rtls
+
 from harness.backends import Backend
 from harness.clients import TIMEOUT
 from harness.streams import Exchange, MemoryClient, random_bytes, sha256

@@ -7,6 +7,7 @@ import ssl
 from typing import TYPE_CHECKING
 
 import pytest
+
 from harness.backends import Backend
 from harness.clients import TIMEOUT, connect, trusting
 from harness.streams import Exchange, MemoryClient, random_bytes, sha256

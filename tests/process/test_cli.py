@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 HEAVY = ("OpenSSL", "cryptography", "uvloop", "yaml", "asyncio")
 
 
-def configuration(chain: object, key: object, extra: str = "") -> str:
+def configuration(chain: Path, key: Path, extra: str = "") -> str:
     return (
         "listeners:\n"
         "  - listen: 127.0.0.1:0\n"
@@ -154,13 +154,17 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
     file: Path, tmp_path: Path, certificates: Certificates, what: str
 ) -> None:
     missing, directory = tmp_path / "missing.pem", tmp_path
-    names = {"chain": certificates.chain, "key": certificates.key}
 
-    code, _, errors = check(file, configuration(**{**names, what: missing}))
+    def with_file(path: Path) -> str:
+        if what == "chain":
+            return configuration(path, certificates.key)
+        return configuration(certificates.chain, path)
+
+    code, _, errors = check(file, with_file(missing))
     assert code == 2
     assert f"{missing}: cannot be read: No such file or directory" in errors
 
-    code, _, errors = check(file, configuration(**{**names, what: directory}))
+    code, _, errors = check(file, with_file(directory))
     assert code == 2
     assert f"{directory}: cannot be read: Is a directory" in errors
 

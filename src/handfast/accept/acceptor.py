@@ -6,11 +6,11 @@ client's socket until the hand-over, then closes its copy and forgets it.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -23,6 +23,7 @@ from handfast.observe.events import SystemFault
 from handfast.observe.log import Log
 from handfast.tls.handshake import Engine
 from handfast.transport.deadlines import Deadlines
+from handfast.transport.loop import Loop
 
 ACCEPT_BATCH: Final = 16
 READ_SIZE: Final = 1 << 15
@@ -47,7 +48,7 @@ class Acceptor:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: Loop,
         doors: tuple[Door, ...],
         senders: tuple[socket.socket, ...],
         handshake_timeout: float,
@@ -74,7 +75,7 @@ class Acceptor:
         if not self._open and not self._draining:
             self._open = True
             for door in self._doors:
-                self.loop.add_reader(door.sock.fileno(), self._accept, door)
+                self.loop.add_reader(door.sock.fileno(), partial(self._accept, door))
 
     def _pause(self) -> None:
         if self._open:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import socket
 import sys
 from pathlib import Path
@@ -73,7 +74,7 @@ def _demo_plan(listen: str) -> Plan:
         port = address.rpartition(":")[2]
         sys.stderr.write(
             f"\nhandfast serves a demo on {address}. Try it from another terminal:\n\n"
-            f"    curl --cacert {files.ca} https://localhost:{port}/\n\n"
+            f"    curl --cacert {shlex.quote(str(files.ca))} https://localhost:{port}/\n\n"
             "Stop it with Ctrl-C.\n\n"
         )
         sys.stderr.flush()

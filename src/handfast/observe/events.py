@@ -41,7 +41,7 @@ class Event(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
         return self.LEVEL
 
 
-class Startup(Event):
+class Startup(Event, frozen=True):
     """The supervisor started. `argv` is one string, as `shlex.join` makes it."""
 
     NAME = "startup"
@@ -49,7 +49,7 @@ class Startup(Event):
     version: str
 
 
-class Worker(Event):
+class Worker(Event, frozen=True):
     """The supervisor started a process or lost one. `error_msg` says how a dead one ended."""
 
     NAME = "worker"
@@ -64,7 +64,7 @@ class Worker(Event):
         return Level.ERROR if self.worker_state == "dead" and self.error_msg else Level.INFO
 
 
-class ConfigLoaded(Event, kw_only=True):
+class ConfigLoaded(Event, frozen=True, kw_only=True):
     """A configuration was read or read again. Lists are joined by `:`, as in a search path."""
 
     NAME = "config_loaded"
@@ -77,7 +77,7 @@ class ConfigLoaded(Event, kw_only=True):
     target: str = ""
 
 
-class CertLoaded(Event, kw_only=True):
+class CertLoaded(Event, frozen=True, kw_only=True):
     """A certificate was loaded. The fingerprint is SHA-256 in hex; the dates are RFC 3339.
 
     `error_msg` says what is wrong with a certificate that is used all the same (it expired), and
@@ -99,7 +99,7 @@ class CertLoaded(Event, kw_only=True):
         return Level.WARN if self.error_msg else Level.INFO
 
 
-class SystemFault(Event):
+class SystemFault(Event, frozen=True):
     """Something outside any connection failed: what handfast says, and what the system said.
 
     `fatal` is written only when it is true, and says that the process ends because of this.
@@ -116,7 +116,7 @@ class SystemFault(Event):
         return Level.FATAL if self.fatal else Level.ERROR
 
 
-class SignalReceived(Event):
+class SignalReceived(Event, frozen=True):
     """A signal arrived: its number, its name by `signal.strsignal`, the sender's pid if known."""
 
     NAME = "signal_received"
@@ -125,7 +125,7 @@ class SignalReceived(Event):
     recvd_from: int | None = None
 
 
-class Listening(Event):
+class Listening(Event, frozen=True):
     """A listener accepts connections. For a Unix socket `listen_ip` is its path."""
 
     NAME = "listening"
@@ -133,21 +133,20 @@ class Listening(Event):
     listen_port: int | None = None
 
 
-class Draining(Event):
-    """No new connection is accepted; `connections` may go on for at most `seconds`."""
+class Draining(Event, frozen=True):
+    """No new connection is accepted; those in progress may go on for at most `seconds`."""
 
     NAME = "draining"
-    connections: int
     seconds: float
 
 
-class Stopped(Event):
+class Stopped(Event, frozen=True):
     """The supervisor ends; nothing follows."""
 
     NAME = "stopped"
 
 
-class LogDropped(Event):
+class LogDropped(Event, frozen=True):
     """The log could not be written for a while, and `lines` lines of this process were lost."""
 
     NAME = "log_dropped"
@@ -155,7 +154,7 @@ class LogDropped(Event):
     lines: int
 
 
-class Proxy(Event, kw_only=True):
+class Proxy(Event, frozen=True, kw_only=True):
     """A connection came, reached its target, or ended.
 
     `duration_ms` is the time to connect for server_connect, and the life of the connection for
@@ -187,12 +186,16 @@ class Proxy(Event, kw_only=True):
         return Level.WARN if failed else Level.INFO
 
 
-class Auth(Event, kw_only=True):
-    """A handshake ended, well or not: one event each.
+class Auth(Event, frozen=True, kw_only=True):
+    """A handshake ended, well or not. One that failed gives exactly one event.
 
-    `outcome` is granted; denied, when the peer is to blame; or failed, when this system is.
-    `reason` is a short token that stays the same between versions; `error_msg` is for people.
-    `alert` names the alert that was sent or received, and `duration_ms` starts at `accept`.
+    `outcome` is granted; denied, when the peer was refused for what it offered, showed or sent; or
+    failed, when it did not come to that: silence, a reset, the peer gave up, or a fault of ours.
+    `reason` is a short token, `error_msg` says the same to people. `alert` is the name of the
+    alert and whether it was sent or received, and `duration_ms` counts from `accept`. A granted
+    handshake with a client certificate is followed by a second event, mtls, that describes it.
+
+    All of them are INFO: a peer can cause each of them at will.
     """
 
     NAME = "auth"

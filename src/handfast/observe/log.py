@@ -54,7 +54,7 @@ class Log:
     every event is written at once, as those of level ERROR and FATAL always are.
     """
 
-    def __init__(  # noqa: PLR0913 -- each is a fact of its own, all but two by keyword
+    def __init__(
         self,
         fd: int,
         level: Level,

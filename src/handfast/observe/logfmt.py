@@ -11,13 +11,15 @@ that were cut. A line in which that happened ends in `truncated=M`: its values o
 characters are those that were cut, so that nobody can forge the mark.
 
 Speed: msgspec writes the fields as JSON, and one regular expression tells whether every value may
-be written bare, in which case a pass or three in C turn the JSON into logfmt. That takes 2 us for an
-event of 14 fields, where a loop over the fields in Python took 3.5 us.
+be written bare, in which case a pass or three in C turn the JSON into logfmt. Values that need
+quotes and no escapes are set aside meanwhile. A line of 19 fields takes 3 us that way, 5 us with a
+quoted value; field by field in Python it takes 9 to 11 us.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from typing import Final
@@ -41,6 +43,13 @@ _is_bare: Final = re.compile(rf"{_BARE}+").fullmatch
 _is_plain: Final = re.compile(
     rf'\{{(?:"{_BARE}{{1,{VALUE_MAX}}}+"[-+:,0-9.aeflrstu]*+)*+\}}'.encode()
 ).fullmatch
+# The same, with strings that need quotes but no escapes.
+_is_printable: Final = re.compile(
+    rf'\{{(?:"[ !#-\[\]-~]{{1,{VALUE_MAX}}}+"[-+:,0-9.aeflrstu]*+)*+\}}'.encode()
+).fullmatch
+# A value that needs quotes. Only where a key ends does a letter come before `":"`.
+_quoted: Final = re.compile(rf'":"(?<=[a-z_]":")({_BARE}*+[^"]++)"'.encode())
+_ASIDE: Final = b"\0"  # stands for such a value; JSON has no NUL of its own
 _TO_LOGFMT: Final = bytes.maketrans(b",:", b" =")
 _COMMA_TO_SPACE: Final = bytes.maketrans(b",", b" ")
 _to_json: Final = msgspec.json.Encoder().encode
@@ -55,6 +64,8 @@ def value(given: str | float, limit: int = VALUE_MAX) -> str:
     """Write one value, of which at most `limit` characters are kept."""
     if isinstance(given, bool):
         return "true" if given else "false"
+    if isinstance(given, float) and math.isfinite(given):
+        return _to_json(given).decode()  # 1e16, as in the JSON of a whole event
     if not isinstance(given, str):
         return str(given)
     kept = f"{given[:limit]}…+{len(given) - limit}" if len(given) > limit else given
@@ -69,8 +80,20 @@ def body(event: Event, room: int = LINE_MAX) -> bytes:
         raw = _to_json(event)
     except (UnicodeEncodeError, OverflowError):  # not UTF-8; an integer of more than 64 bits
         return _spelled(event, room)
-    if len(raw) > room or _is_plain(raw) is None:
+    if len(raw) > room:
         return _spelled(event, room)
+    if _is_plain(raw) is not None:
+        return _bare(raw)
+    if _is_printable(raw) is None:
+        return _spelled(event, room)
+    fields = _bare(_quoted.sub(b'":"\0"', raw))
+    for each in _quoted.findall(raw):
+        fields = fields.replace(_ASIDE, b'"%b"' % each, 1)
+    return fields
+
+
+def _bare(raw: bytes) -> bytes:
+    """Turn the JSON of an event into logfmt; nothing in its values looks like JSON."""
     if raw.count(b":") == raw.count(b",") + 1:  # no colon but those between key and value
         return raw.translate(_TO_LOGFMT, b'"{}')
     # First the colon of text, then that of numbers: a text may begin with a colon (`::1`).
@@ -120,11 +143,11 @@ class Stamp:
 class Writer:
     """Turn the events of one process into whole lines."""
 
-    __slots__ = ("_common", "_heads", "_stamp", "_worker")
+    __slots__ = ("_common", "_heads", "_stamp")
 
     def __init__(self, *, process_type: str, pid: int, worker_id: str = "") -> None:
-        self._common = f" service=handfast process_type={value(process_type)} pid={pid}"
-        self._worker = f" worker_id={value(worker_id)}" if worker_id else ""
+        worker = f" worker_id={value(worker_id)}" if worker_id else ""
+        self._common = f" service=handfast process_type={value(process_type)}{worker} pid={pid}"
         self._heads: dict[tuple[type[Event], int], bytes] = {}
         self._stamp = Stamp()
 
@@ -138,6 +161,6 @@ class Writer:
 
     def _head(self, event: Event) -> bytes:
         level = event.level
-        head = f"{self._common} level={level.name} event={event.NAME}{self._worker}".encode("ascii")
+        head = f"{self._common} level={level.name} event={event.NAME}".encode("ascii")
         self._heads[type(event), level] = head
         return head

@@ -104,7 +104,7 @@ def ask(path: Path, request: Request, *, wait: bool = False) -> Answer:
             raise HandfastError(f"{path}: {error.strerror or error}") from None
     try:
         return msgspec.json.decode(data, type=Answer)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HandfastError(f"{path}: the answer makes no sense: {error}") from None
 
 

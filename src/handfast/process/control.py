@@ -13,7 +13,7 @@ import msgspec
 from handfast.errors import HandfastError
 from handfast.process.commands import MAX_REQUEST, Answer, Request
 from handfast.process.listening import is_stale
-from handfast.process.loop import Loop
+from handfast.transport.loop import Loop
 
 _CLIENTS: Final = 32
 _PATIENCE: Final = 5.0
@@ -22,13 +22,14 @@ _PATIENCE: Final = 5.0
 class Pending:
     """A client of the control socket that waits for its answer."""
 
-    __slots__ = ("_data", "_loop", "_server", "sock")
+    __slots__ = ("_data", "_descriptor", "_loop", "_server", "sock")
 
     def __init__(self, server: ControlServer, loop: Loop, sock: socket.socket) -> None:
         self._server = server
         self._loop = loop
         self._data = b""
         self.sock = sock
+        self._descriptor = sock.fileno()
 
     def read(self) -> None:
         """Read more of the request; hand it on when the line is whole."""
@@ -40,7 +41,7 @@ class Pending:
             piece = b""
         self._data += piece
         if b"\n" in self._data:
-            self._loop.forget(self.sock)
+            self._loop.remove_reader(self._descriptor)
             self._dispatch(self._data.partition(b"\n")[0])
         elif not piece or len(self._data) > MAX_REQUEST:
             self.close()
@@ -63,7 +64,7 @@ class Pending:
 
     def close(self) -> None:
         """Close the connection."""
-        self._loop.forget(self.sock)
+        self._loop.remove_reader(self._descriptor)
         self._server.clients.discard(self)
         self.sock.close()
 
@@ -83,7 +84,7 @@ class ControlServer:
         self._loop = loop
         self._owner = os.getpid()
         self._sock = _bind(path)
-        loop.watch(self._sock, self._accept)
+        loop.add_reader(self._sock.fileno(), self._accept)
 
     @property
     def descriptor(self) -> int:
@@ -101,8 +102,8 @@ class ControlServer:
         sock.setblocking(False)
         client = Pending(self, self._loop, sock)
         self.clients.add(client)
-        self._loop.watch(sock, client.read)
-        self._loop.after(_PATIENCE, client.give_up)
+        self._loop.add_reader(sock.fileno(), client.read)
+        self._loop.call_later(_PATIENCE, client.give_up)
 
     def close(self) -> None:
         """Remove the socket; then close the connections, which tells those who wait for the end."""

@@ -9,8 +9,6 @@ import asyncio
 import socket
 from typing import Final
 
-import uvloop
-
 from handfast.process.messages import Ready, send
 
 _MAX_HEAD: Final = 16384
@@ -27,8 +25,7 @@ _ANSWER: Final = (
 
 def serve(control: socket.socket, listening: socket.socket) -> int:
     """Serve until the supervisor is gone."""
-    loop = uvloop.new_event_loop()
-    asyncio.set_event_loop(loop)
+    loop = asyncio.new_event_loop()
     loop.run_until_complete(_listen(listening))
     loop.add_reader(control.fileno(), loop.stop)  # the supervisor sends a demo nothing: it is EOF
     send(control, Ready())

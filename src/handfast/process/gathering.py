@@ -10,8 +10,8 @@ import msgspec
 from handfast.process.child import Child
 from handfast.process.commands import Answer, Status
 from handfast.process.control import Pending
-from handfast.process.loop import Loop
 from handfast.process.messages import Query, send
+from handfast.transport.loop import Loop
 
 _SECONDS: Final = 1.0
 
@@ -44,7 +44,7 @@ class Gatherings:
         for child in asked:
             if child.control is not None:
                 send(child.control, Query(query))
-        self._loop.after(_SECONDS, lambda: self._answer(query))
+        self._loop.call_later(_SECONDS, lambda: self._answer(query))
         if not asked:
             self._answer(query)
 

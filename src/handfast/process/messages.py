@@ -108,7 +108,7 @@ def receive_from_child(control: socket.socket) -> FromChild | None:
         raise EOFError
     try:
         message: FromChild = _from_child.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HandfastError(f"malformed message from a child: {error}") from None
     return message
 

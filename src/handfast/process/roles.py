@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from pathlib import Path
@@ -17,6 +16,7 @@ from handfast.process.demo import serve
 from handfast.process.template import Template
 from handfast.relay.relay import Relay, Service
 from handfast.tls.openssl import OpenSSLEngine
+from handfast.transport.loop import Loop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,7 +46,7 @@ def relay(
         Service(each.ip, each.port, each.sock.family, each.listener.target) for each in bound
     )
 
-    def start(loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> Relay:
+    def start(loop: Loop, ended: Callable[[], None]) -> Relay:
         return Relay(loop, receiver, services, config.timeouts, own, ended)
 
     return worker.run(control, own, start)
@@ -70,7 +70,7 @@ def template(
         )
         os.nice(ACCEPTOR_NICE)
 
-        def start(loop: asyncio.AbstractEventLoop, ended: Callable[[], None]) -> Acceptor:
+        def start(loop: Loop, ended: Callable[[], None]) -> Acceptor:
             return Acceptor(loop, doors, senders, config.timeouts.handshake, own, ended)
 
         return worker.run(own_control, own, start)

@@ -48,7 +48,6 @@ from handfast.process.fork import fork
 from handfast.process.gathering import Gatherings
 from handfast.process.linux import read_signals, signal_descriptor
 from handfast.process.listening import Bound, bind
-from handfast.process.loop import Loop
 from handfast.process.messages import (
     Died,
     Drain,
@@ -63,6 +62,7 @@ from handfast.process.messages import (
     receive_from_child,
     send,
 )
+from handfast.transport.loop import Loop
 
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 _KILL_SECONDS: Final = 1.0
@@ -111,7 +111,7 @@ class Supervisor:
             self._bound = self._bind_all()
             for event in _config_events(config):
                 log.emit(event)
-            self._loop.watch(self._signals, self._on_signal)
+            self._loop.add_reader(self._signals, self._on_signal)
             for child in (*self._demo, *self._relays, self._template):
                 self._fork(child)
             self._loop.run()
@@ -152,8 +152,8 @@ class Supervisor:
         theirs.close()
         child.started = time.monotonic()
         child.pidfd = os.pidfd_open(child.pid)
-        self._loop.watch(child.pidfd, lambda: self._reap(child))
-        self._loop.watch(ours, lambda: self._hear(child))
+        self._loop.add_reader(child.pidfd, lambda: self._reap(child))
+        self._loop.add_reader(ours.fileno(), lambda: self._hear(child))
         self._log.emit(Worker("spawned", child.worker_id, child.pid))
 
     def _role(self, child: Child, control: socket.socket) -> tuple[Callable[[], int], set[int]]:
@@ -182,13 +182,13 @@ class Supervisor:
             return
         ours, theirs = control_pair()
         acceptor.control = ours
-        self._loop.watch(ours, lambda: self._hear(acceptor))
+        self._loop.add_reader(ours.fileno(), lambda: self._hear(acceptor))
         send(self._template.control, Spawn(acceptor.number), theirs.fileno())
         theirs.close()
 
     def _reap(self, child: Child) -> None:
         status = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
-        self._loop.forget(child.pidfd)
+        self._loop.remove_reader(child.pidfd)
         os.close(child.pidfd)
         self._drop_control(child, drain=True)
         if child is self._template:
@@ -197,7 +197,7 @@ class Supervisor:
                     self._dead(acceptor, -signal.SIGKILL)
         self._dead(child, status)
         if self._state != "draining":
-            self._loop.after(child.delay(time.monotonic()), lambda: self._fork(child))
+            self._loop.call_later(child.delay(time.monotonic()), lambda: self._fork(child))
 
     def _dead(self, child: Child, status: int) -> None:
         pid, child.pid, child.ready = child.pid, 0, False
@@ -213,7 +213,7 @@ class Supervisor:
             while child.control is not None:
                 self._hear(child)
         if child.control is not None:
-            self._loop.forget(child.control)
+            self._loop.remove_reader(child.control.fileno())
             child.control.close()
             child.control = None
 
@@ -265,7 +265,7 @@ class Supervisor:
         elif acceptor.pid == message.pid:
             self._dead(acceptor, message.status)
             delay = acceptor.delay(time.monotonic())
-            self._loop.after(delay, lambda: self._respawn(acceptor))
+            self._loop.call_later(delay, lambda: self._respawn(acceptor))
 
     def _respawn(self, acceptor: Child) -> None:
         if not acceptor.pid and acceptor.control is None and self._template.ready:
@@ -330,13 +330,13 @@ class Supervisor:
     def _drain(self) -> None:
         self._state = "draining"
         drain = self._plan.config.timeouts.drain
-        self._log.emit(Draining(0, drain))
+        self._log.emit(Draining(drain))
         for bound in self._bound:
             roles.unbind(bound)
         for child in (*self._acceptors, self._template):
             if child.control is not None:
                 send(child.control, Drain())
-        self._loop.after(drain, self._end)
+        self._loop.call_later(drain, self._end)
         self._go_on_draining()
 
     def _go_on_draining(self) -> None:
@@ -357,7 +357,7 @@ class Supervisor:
         for child in self._relays:
             if child.control is not None:
                 send(child.control, End("handfast is stopping"))
-        self._loop.after(_KILL_SECONDS, self._loop.stop)
+        self._loop.call_later(_KILL_SECONDS, self._loop.stop)
 
     def _kill_all(self) -> None:
         for child in (*self._demo, *self._relays, self._template):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
-
-import uvloop
+from typing import Protocol
 
 from handfast.observe.counters import Counters
 from handfast.observe.events import SystemFault
 from handfast.observe.log import Log
 from handfast.process.messages import Drain, End, Query, Ready, Report, receive_in_child, send
+from handfast.transport.loop import Loop
 
 
 class Work(Protocol):
@@ -32,20 +30,18 @@ class Work(Protocol):
 def run(
     control: socket.socket,
     log: Log,
-    start: Callable[[asyncio.AbstractEventLoop, Callable[[], None]], Work],
+    start: Callable[[Loop, Callable[[], None]], Work],
 ) -> int:
     """Run one worker until it has drained or the supervisor is gone; give its exit status.
 
     `start` gets the event loop and what to call at the end of the work.
     """
-    loop = uvloop.new_event_loop()
-    asyncio.set_event_loop(loop)
+    loop = Loop(on_error=lambda error: log.emit(_bug(error)))
 
     def flush_soon() -> None:
         loop.call_soon(log.flush)
 
     log.on_pending = flush_soon
-    loop.set_exception_handler(lambda _, context: log.emit(_bug(context)))
     work = start(loop, loop.stop)
 
     def obey() -> None:
@@ -65,19 +61,16 @@ def run(
 
     loop.add_reader(control.fileno(), obey)
     send(control, Ready())
-    loop.run_forever()
+    loop.run()
     log.flush()
     return 0
 
 
-def _bug(context: dict[str, Any]) -> SystemFault:
+def _bug(error: Exception) -> SystemFault:
     """Describe an exception that a callback let through, by type and place.
 
     It is a bug of ours. It costs the connection at hand, which its deadline will end, and no other.
     """
-    error = context.get("exception")
-    if error is None:
-        return SystemFault(error_msg="bug in handfast", error_desc=str(context.get("message")))
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return SystemFault(

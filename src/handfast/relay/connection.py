@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from handfast.config import UnixAddress
 from handfast.errors import BackendError, PeerError
-from handfast.relay.dial import Dial, Endpoint
+from handfast.relay.dial import Dial
 from handfast.relay.pump import ToClient, ToTarget
 from handfast.relay.report import Reporter
+from handfast.relay.resolver import Endpoint
 from handfast.relay.state import Event, State, after
 from handfast.tls.alerts import Alert
 from handfast.tls.record import RecordReader, RecordWriter

@@ -6,7 +6,6 @@ buffers here are the only ones: every connection of the process uses them, one c
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -22,9 +21,10 @@ from handfast.observe.counters import Counters
 from handfast.observe.events import SystemFault
 from handfast.observe.log import Log
 from handfast.relay.connection import Connection
-from handfast.relay.dial import Resolver
+from handfast.relay.resolver import Resolver
 from handfast.tls.record import room_for
 from handfast.transport.deadlines import Deadlines
+from handfast.transport.loop import Loop
 
 READ_SIZE: Final = 8 << 14
 """Bytes of one read: eight records' worth, so that one `send` carries up to eight."""
@@ -49,7 +49,7 @@ class Relay:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: Loop,
         receiver: socket.socket,
         services: tuple[Service, ...],
         timeouts: Timeouts,
@@ -71,7 +71,10 @@ class Relay:
         self._receiver = receiver
         self._draining = False
         self._ended = ended
-        loop.add_reader(receiver.fileno(), self._take)
+        loop.add_reader(receiver.fileno(), self._readable)
+
+    def _readable(self) -> None:
+        self._take()
 
     def _take(self) -> bool:
         """Take one session from the channel; False when there was none."""

@@ -89,7 +89,9 @@ def check_start(data: bytes) -> None:
     """Refuse a stream that does not start as TLS does, by its first bytes (up to five)."""
     if data[0] == _HANDSHAKE and (len(data) < 2 or data[1] == 3):
         return
-    if data[:4] in _HTTP:
+    if any(method.startswith(data[:4]) for method in _HTTP):
+        if len(data) < 4:
+            return  # the next bytes tell what it is
         raise HandshakeError(
             "plain HTTP on the TLS port", token="http_request", alert=Alert.UNEXPECTED_MESSAGE
         )

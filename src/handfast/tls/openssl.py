@@ -26,7 +26,6 @@ from typing import Any, Final, NoReturn
 
 from cryptography import x509
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 
 from handfast.errors import ConfigError, HandfastBug, PeerError
@@ -87,8 +86,9 @@ def _verification_text(code: int) -> str:
     return f"verification error {code}"
 
 
-def _der(certificate: Any) -> bytes:
-    return bytes(certificate.to_cryptography().public_bytes(Encoding.DER))
+def _der(certificate: crypto.X509) -> bytes:
+    # Not by way of cryptography, which parses more strictly than OpenSSL and would raise.
+    return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
 
 class OpenSSLEngine:
@@ -154,8 +154,8 @@ class OpenSSLEngine:
         mode = SSL.VERIFY_PEER | (SSL.VERIFY_FAIL_IF_NO_PEER_CERT if require else 0)
         self._context.set_verify(mode, _keep_verification)
         if self.role is Role.SERVER:
-            names = [crypto.X509.from_cryptography(each).get_subject() for each in trusted]
-            self._context.set_client_ca_list(names)
+            for certificate in trusted:
+                self._context.add_client_ca(certificate)
 
     def _offer(self, protocols: tuple[bytes, ...]) -> None:
         if not protocols:
@@ -273,12 +273,11 @@ class OpenSSLHandshake:
             start = self._scanned
             end = record_end(pending, start)
             if not end or end > len(pending):
-                break
-            if pending[start] != _HANDSHAKE:
-                self._scanned = end  # an alert instead: OpenSSL says what it means
-                break
-            self._first_have += end - start - 5
+                return False
             self._scanned = end
+            if pending[start] != _HANDSHAKE:
+                break  # an alert instead: OpenSSL says what it means
+            self._first_have += end - start - 5
             if self._first_need == 4 and self._first_have >= 4:
                 self._first_need += int.from_bytes(first_message(pending[:end])[1:4], "big")
             if self._first_need > MAX_HANDSHAKE:
@@ -286,12 +285,8 @@ class OpenSSLHandshake:
                     f"first message of {self._first_need} bytes", token="handshake_too_long",
                     alert=Alert.DECODE_ERROR,
                 )  # fmt: skip
-        else:
-            self.hello = pending[: self._scanned]
-            return True
-        other = self._scanned and pending[start] != _HANDSHAKE
-        self.hello = pending[: self._scanned] if other else b""
-        return bool(other)
+        self.hello = pending[: self._scanned]
+        return True
 
     def _next_end(self) -> int:
         """Give the end of the first record, with a ChangeCipherSpec of the one behind it too."""
@@ -355,15 +350,16 @@ class OpenSSLHandshake:
     def _give_up(self, error: SSL.Error) -> NoReturn:
         self._secrets += _secret_lines
         output = self._read_output()
-        reason = _reason(error)
-        received = " alert " in f" {reason} "
         verification, leaf = _refused[-1] if _refused else ("", b"")
+        # The cause of a forged certificate is deep in OpenSSL, and its name says nothing of that.
+        cause = reason = "certificate verify failed" if verification else _reason(error)
+        received = " alert " in f" {reason} "
         about_certificate = "certificate" in reason and not received
         if about_certificate and verification:
             reason = f"{reason}: {verification}"
         raise HandshakeError(
             reason,
-            token=_reason(error).replace(" ", "_").replace("/", "_"),
+            token=cause.replace(" ", "_").replace("/", "_"),
             alert=_received_alert(reason) if received else self._sent_alert(output),
             output=output,
             outcome=Outcome.FAILED if received or "internal" in reason else Outcome.DENIED,
@@ -451,11 +447,11 @@ class OpenSSLHandshake:
             return False
 
     def _certificates(self, connection: SSL.Connection) -> tuple[bytes, ...]:
-        chain = connection.get_verified_chain(as_cryptography=True)
+        chain = connection.get_verified_chain()
         if not chain:
-            leaf = connection.get_peer_certificate(as_cryptography=True)
+            leaf = connection.get_peer_certificate()
             chain = [leaf] if leaf else []
-        return tuple(certificate.public_bytes(Encoding.DER) for certificate in chain)
+        return tuple(_der(certificate) for certificate in chain)
 
 
 def _count_records(output: bytes) -> int:

@@ -6,10 +6,12 @@ moving and dropping one is a dictionary operation, and the loop has one timer fo
 
 from __future__ import annotations
 
-import asyncio
 import heapq
+from collections import deque
 from math import ceil
 from typing import Final, Protocol
+
+from handfast.transport.loop import Loop, Timer
 
 _PER_SECOND: Final = 10
 
@@ -26,11 +28,12 @@ class Expiring(Protocol):
 class Deadlines:
     """The deadlines of one process. Times are those of the event loop's clock, in seconds."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self._buckets: dict[int, set[Expiring]] = {}
         self._order: list[int] = []
-        self._timer: asyncio.TimerHandle | None = None
+        self._due: deque[tuple[int, Expiring]] = deque()
+        self._timer: Timer | None = None
 
     def set(self, item: Expiring, when: float) -> None:
         """Set or move the deadline of an item."""
@@ -49,9 +52,10 @@ class Deadlines:
 
     def drop(self, item: Expiring) -> None:
         """Forget the deadline of an item, if it has one."""
-        if item.bucket:
-            self._buckets[item.bucket].discard(item)
-            item.bucket = 0
+        members = self._buckets.get(item.bucket)
+        if members is not None:
+            members.discard(item)
+        item.bucket = 0
 
     def close(self) -> None:
         """Forget all deadlines."""
@@ -59,24 +63,29 @@ class Deadlines:
             self._timer.cancel()
         self._buckets.clear()
         self._order.clear()
+        self._due.clear()
 
     def _arm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._order[0] / _PER_SECOND, self._tick)
+            self._timer = None
+        if self._due:
+            self._timer = self._loop.call_at(self._loop.time(), self._tick)
+        elif self._order:
+            self._timer = self._loop.call_at(self._order[0] / _PER_SECOND, self._tick)
 
     def _tick(self) -> None:
-        self._timer = None
+        """Expire what is due now. What is set meanwhile, even in the past, is for another turn."""
         now = self._loop.time()
         due = now * _PER_SECOND + 0.05  # the loop's timers have a resolution of a millisecond
+        while self._order and self._order[0] <= due:
+            bucket = heapq.heappop(self._order)
+            self._due += [(bucket, item) for item in self._buckets.pop(bucket)]
         try:
-            while self._order and self._order[0] <= due:
-                members = self._buckets[self._order[0]]
-                while members:
-                    item = members.pop()
-                    item.bucket = 0
+            while self._due:
+                bucket, item = self._due.popleft()
+                if item.bucket == bucket:  # else it was dropped or moved by one before it
+                    self.drop(item)
                     item.expired(now)
-                del self._buckets[heapq.heappop(self._order)]
         finally:
-            if self._order:
-                self._arm()
+            self._arm()

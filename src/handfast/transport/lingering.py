@@ -7,11 +7,11 @@ thrown away until the peer closes too, and a deadline bounds it.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Final
 
 from handfast.transport.deadlines import Deadlines
+from handfast.transport.loop import Loop
 from handfast.transport.plain import finish
 
 LINGER_SECONDS: Final = 1.0
@@ -23,9 +23,7 @@ class Lingering:
 
     __slots__ = ("_deadlines", "_discarded", "_loop", "_sock", "bucket")
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines, sock: socket.socket
-    ) -> None:
+    def __init__(self, loop: Loop, deadlines: Deadlines, sock: socket.socket) -> None:
         self.bucket = 0
         self._loop = loop
         self._deadlines = deadlines

@@ -1,26 +1,22 @@
 from __future__ import annotations
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from OpenSSL import SSL
-from unit.tls import rfc8448
-from unit.tls.engines import SUITE_NAMES, Client, server_context, shake_hands
-from unit.tls.sessions import AES128, AES128_12, every_suite, every_suite_12, secret
 
 from conftest import Certificates
 from handfast.errors import HandfastBug
 from handfast.tls.keys import (
     SUITES,
-    TLS12,
     Suite,
-    expand_label,
     next_secret,
     tls12_secrets,
     traffic_key,
 )
-
-# RFC 8448, section 3: `derive secret "tls13 c hs traffic"` and the Finished key made of it.
-CLIENT_HANDSHAKE_SECRET = "b3eddb126e067f35a780b3abf45e2d8f3b1a950738f52e9600746a0e27a55a21"
-CLIENT_FINISHED_KEY = "b80ad01015fb2f0bd65ff7d4da5d6bf83f84821d1f87fdc7d3c75b5a7b42d9c4"
+from unit.tls import rfc8448
+from unit.tls.engines import SUITE_NAMES, Client, server_context, shake_hands
+from unit.tls.sessions import AES128, AES128_12, every_suite, every_suite_12, every_suite_13, secret
 
 
 def test_the_traffic_keys_are_those_of_rfc_8448() -> None:
@@ -28,22 +24,25 @@ def test_the_traffic_keys_are_those_of_rfc_8448() -> None:
     assert traffic_key(AES128, rfc8448.SERVER_SECRET) == (rfc8448.SERVER_KEY, rfc8448.SERVER_IV)
 
 
-def test_expand_label_is_that_of_rfc_8448() -> None:
-    base = bytes.fromhex(CLIENT_HANDSHAKE_SECRET)
+@every_suite_13
+@pytest.mark.parametrize("fill", [1, 200])
+def test_all_derivations_are_hkdf_expand_label(suite: Suite, fill: int) -> None:
+    traffic = secret(suite, fill)
 
-    assert expand_label("sha256", base, "finished", b"", 32).hex() == CLIENT_FINISHED_KEY
+    key, iv = traffic_key(suite, traffic)
+
+    assert key == expand_label(suite, traffic, b"key", suite.key_length)
+    assert iv == expand_label(suite, traffic, b"iv", 12)
+    assert next_secret(suite, traffic) == expand_label(
+        suite, traffic, b"traffic upd", suite.hash_length
+    )
 
 
-@pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
-def test_a_key_update_gives_a_new_secret_of_the_same_length(suite: Suite) -> None:
-    if suite.version == TLS12:
-        return
-    first = secret(suite, 1)
-
-    second = next_secret(suite, first)
-
-    assert len(second) == len(first)
-    assert len({first, second, next_secret(suite, second)}) == 3
+def expand_label(suite: Suite, traffic: bytes, label: bytes, length: int) -> bytes:
+    """RFC 8446, section 7.1, with an HKDF of another maker."""
+    info = length.to_bytes(2, "big") + bytes((6 + len(label),)) + b"tls13 " + label + b"\0"
+    algorithm = hashes.SHA384() if suite.hash_name == "sha384" else hashes.SHA256()
+    return HKDFExpand(algorithm, length, info).derive(traffic)
 
 
 @every_suite_12

@@ -5,6 +5,20 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from handfast.errors import HandfastBug, PeerError
+from handfast.tls.alerts import Alert
+from handfast.tls.keys import SUITES, TLS12, Suite
+from handfast.tls.record import (
+    GCM_RECORD_LIMIT,
+    MAX_EMPTY_RUN,
+    MAX_KEY_UPDATES,
+    RecordReader,
+    RecordWriter,
+    export,
+    room_for,
+)
+from handfast.tls.session import Consumed, Direction, Session
 from unit.tls import rfc8448
 from unit.tls.sessions import (
     AES128,
@@ -29,20 +43,6 @@ from unit.tls.sessions import (
     sessions,
     stream,
 )
-
-from handfast.errors import HandfastBug, PeerError
-from handfast.tls.alerts import Alert
-from handfast.tls.keys import SUITES, TLS12, Suite
-from handfast.tls.record import (
-    GCM_RECORD_LIMIT,
-    MAX_EMPTY_RUN,
-    MAX_KEY_UPDATES,
-    RecordReader,
-    RecordWriter,
-    export,
-    room_for,
-)
-from handfast.tls.session import Consumed, Direction, Session
 
 FULL = 1 << 14
 CLOSE = bytes((1, Alert.CLOSE_NOTIFY))
@@ -366,7 +366,7 @@ def test_a_session_moves_with_its_unread_and_unsent_bytes(cut: int) -> None:
 
 
 @every_suite
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_a_session_continues_after_a_hand_over_at_any_point(
     suite: Suite, data: st.DataObject
@@ -607,11 +607,10 @@ def test_tls13_takes_no_plaintext_record(kind: int) -> None:
     assert error.alert == Alert.UNEXPECTED_MESSAGE
 
 
-@pytest.mark.parametrize("kind", [0, 19, 20, 24, 255])
+@pytest.mark.parametrize("kind", [1, 19, 20, 24, 255])
 def test_a_protected_record_of_an_unknown_type_is_refused(kind: int) -> None:
     server, peer = server_and_peer(AES128)
-    if kind == 0:
-        return  # that is padding
+
     assert refused(server, peer.record(kind, b"x")).alert == Alert.UNEXPECTED_MESSAGE
 
 
@@ -632,9 +631,6 @@ def test_a_renegotiation_is_answered_with_a_warning_and_goes_on(suite: Suite) ->
     assert client.reader.renegotiation_refused
     with pytest.raises(HandfastBug, match="owed"):
         server.export()
-    other, _ = ends(suite)
-    other.writer = server.writer
-    assert not server.writer.closed
     server.writer.alert(Alert.NO_RENEGOTIATION)
     assert not server.writer.closed
 
@@ -815,27 +811,23 @@ def test_the_explicit_nonce_is_independent_of_the_sequence_number() -> None:
 # Anything at all
 
 
-def live_reader(suite: Suite) -> End:
-    end, _ = ends(suite)
-    return end
-
-
 @every_suite
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.binary(max_size=200), head=st.sampled_from([b"", b"\x17\x03\x03\x00", b"\x16\x03"]))
 def test_any_bytes_are_kept_or_refused(suite: Suite, data: bytes, head: bytes) -> None:
-    server = live_reader(suite)
+    server, _ = ends(suite)
 
     try:
-        assert server.open(head + data) == b""
-    except PeerError as error:
-        assert error.alert is not None
-    else:
-        assert server.reader.unread == head + data
+        opened = server.open(head + data)
+    except PeerError:
+        return
+
+    assert opened == b""
+    assert server.reader.unread == head + data
 
 
 @every_suite
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     records=st.lists(st.tuples(st.integers(1, 255), st.binary(max_size=20)), max_size=8),
     as_client=st.booleans(),

@@ -6,11 +6,11 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.tls.sessions import AES128, every_suite, secret, sessions
 
 from handfast.errors import HandfastError
 from handfast.tls.keys import SUITES, TLS12, Suite
 from handfast.tls.session import FORMAT, Direction, Peer, Role, Session, decode, encode
+from unit.tls.sessions import AES128, every_suite, secret, sessions
 
 uint64 = st.integers(0, (1 << 64) - 1)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -162,4 +162,4 @@ def test_a_negative_count_is_refused(damage: dict[str, object]) -> None:
     end, _ = sessions(AES128)
 
     with pytest.raises(HandfastError):
-        decode(encode(msgspec.structs.replace(end, **damage)))  # type: ignore[arg-type]  # of any
+        decode(encode(msgspec.structs.replace(end, **damage)))
