@@ -5,7 +5,6 @@ A real acceptor drives a real client over a socket pair; its own socket counts w
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import ssl
@@ -24,6 +23,7 @@ from handfast.observe.events import Level
 from handfast.observe.log import Log
 from handfast.tls.certificates import Credential
 from handfast.tls.openssl import OpenSSLEngine
+from handfast.transport.loop import Loop
 from harness.clients import trusting
 from harness.pki import issue
 
@@ -58,7 +58,7 @@ class Rig:
         self, engine: OpenSSLEngine, context: ssl.SSLContext, session: ssl.SSLSession | None = None
     ) -> tuple[list[bytes], ssl.SSLSession | None]:
         """Do one handshake; give the server's writes, and the client's session if it has one."""
-        loop = asyncio.new_event_loop()
+        loop = Loop()
         acceptor = Acceptor(loop, (), (self._sender,), DEADLINE, self._log, loop.stop)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
@@ -70,7 +70,7 @@ class Rig:
             acceptor.attempts.add(attempt)
             attempt.start()
             acceptor.drain()  # it ends with its last attempt, and that has a deadline
-            loop.run_forever()
+            loop.run()
         if handed_over := channel.receive(self._receiver):
             os.close(handed_over[1])
         client.join(DEADLINE)

@@ -24,7 +24,8 @@ from handfast.relay.report import Reporter
 from handfast.relay.resolver import Endpoint
 from handfast.relay.state import Event, State, after
 from handfast.tls.alerts import Alert
-from handfast.tls.record import RecordReader, RecordWriter
+from handfast.tls.reader import RecordReader
+from handfast.tls.writer import RecordWriter
 from handfast.transport.lingering import Lingering
 from handfast.transport.plain import finish, reset
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from handfast.relay.relay import Relay, Service
 
 PARK_SECONDS: Final = 2.0
-CHECK_SECONDS: Final = 5.0
+CHECK_SECONDS: Final = 4.0
 
 
 class Connection:
@@ -116,7 +117,7 @@ class Connection:
             self.report.server_connect(address[0], address[1], self.touched)
         loop = self.relay.loop
         self.touched = loop.time()
-        self.relay.deadlines.set(self, self.touched + PARK_SECONDS)
+        self._watch_quiet(self.touched)
         if self.to_client.pending is None:
             loop.add_reader(self.target_fd, self.to_client.readable)
         loop.add_reader(self.client_fd, self.to_target.readable)
@@ -127,6 +128,7 @@ class Connection:
         """Take the client's close_notify: stop reading, and pass it on when all is written."""
         self.relay.loop.remove_reader(self.client_fd)
         self.state = after(self.state, Event.CLIENT_CLOSED)
+        self._watch_half_closed()
         if self.to_target.pending is None:
             self.finish_target()
 
@@ -141,6 +143,7 @@ class Connection:
         self.relay.loop.remove_reader(self.target_fd)
         self.target_ended = True
         self.state = after(self.state, Event.SERVER_CLOSED)
+        self._watch_half_closed()
         self.report.server_disconnect()
         self.finish_client()
 
@@ -232,16 +235,31 @@ class Connection:
         if self.state in (State.CLIENT_CONNECTED, State.SERVER_CONNECTING):
             self._not_connected(BackendError(f"no connection after {timeouts.connect:g} s"))
             return
-        half_closed = self.state is not State.READY
-        limit = timeouts.half_closed if half_closed else timeouts.idle
+        limit = self._limit()
         quiet = now - self.touched
         if limit and quiet >= limit:
-            self.end("half-closed too long" if half_closed else f"idle for {limit:g} s")
+            idle = self.state is State.READY
+            self.end(f"idle for {limit:g} s" if idle else "half-closed too long")
             return
         if quiet >= PARK_SECONDS:
             self.reader.park()
             self.writer.park()
-        left = limit - quiet if limit else CHECK_SECONDS
+        self._watch_quiet(now)
+
+    def _limit(self) -> float:
+        """Give the seconds that the connection may be quiet; 0 is for ever."""
+        timeouts = self.relay.timeouts
+        return timeouts.idle if self.state is State.READY else timeouts.half_closed
+
+    def _watch_half_closed(self) -> None:
+        """Begin to count: the end of one side is the last that was heard of it."""
+        self.touched = self.relay.loop.time()
+        self._watch_quiet(self.touched)
+
+    def _watch_quiet(self, now: float) -> None:
+        """Look again when the limit may be reached, or soon enough to forget derived keys."""
+        limit = self._limit()
+        left = limit - (now - self.touched) if limit else CHECK_SECONDS
         self.relay.deadlines.set(self, now + min(CHECK_SECONDS, left))
 
     def end(self, reason: str) -> None:

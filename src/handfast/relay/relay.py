@@ -22,7 +22,7 @@ from handfast.observe.events import SystemFault
 from handfast.observe.log import Log
 from handfast.relay.connection import Connection
 from handfast.relay.resolver import Resolver
-from handfast.tls.record import room_for
+from handfast.tls.writer import room_for
 from handfast.transport.deadlines import Deadlines
 from handfast.transport.loop import Loop
 

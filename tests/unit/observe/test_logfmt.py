@@ -206,9 +206,7 @@ def test_a_clock_that_goes_back_is_followed() -> None:
         (Auth(subevent="handshake", outcome="failed"), Level.INFO),
     ],
 )
-def test_what_a_peer_can_cause_is_info_and_a_fault_is_more(
-    event: Event, level: Level
-) -> None:
+def test_what_a_peer_can_cause_is_info_and_a_fault_is_more(event: Event, level: Level) -> None:
     assert event.level is level
     assert read(event)["level"] == level.name
 

@@ -8,7 +8,8 @@ from OpenSSL import SSL, crypto
 
 from handfast.tls.certificates import Credential
 from handfast.tls.handshake import HandshakeError
-from handfast.tls.openssl import OpenSSLEngine, OpenSSLHandshake
+from handfast.tls.openssl import OpenSSLEngine
+from handfast.tls.openssl_handshake import OpenSSLHandshake
 from handfast.tls.session import Session
 from harness.pki import Identity
 

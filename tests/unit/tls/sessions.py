@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from handfast.tls.export import export
 from handfast.tls.keys import SUITES, TLS12, TLS13, Suite, next_secret, traffic_key
-from handfast.tls.record import RecordReader, RecordWriter, export, room_for
+from handfast.tls.reader import RecordReader
 from handfast.tls.session import Direction, Peer, Role, Session, decode, encode
+from handfast.tls.writer import RecordWriter, room_for
 
 AES128 = SUITES[0x1301]
 CHACHA = SUITES[0x1303]

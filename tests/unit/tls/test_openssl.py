@@ -20,7 +20,8 @@ from handfast.tls.certificates import Credential
 from handfast.tls.handshake import MAX_HANDSHAKE, HandshakeError, Outcome
 from handfast.tls.hello import first_message, parse_client_hello
 from handfast.tls.keys import TLS12, TLS13, Suite
-from handfast.tls.openssl import OpenSSLEngine, OpenSSLHandshake
+from handfast.tls.openssl import OpenSSLEngine
+from handfast.tls.openssl_handshake import OpenSSLHandshake
 from handfast.tls.session import Consumed, Role, Session
 from harness.pki import DAY, NOW, Identity, issue
 from unit.tls.engines import (

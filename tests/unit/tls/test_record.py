@@ -8,17 +8,12 @@ from hypothesis import strategies as st
 
 from handfast.errors import HandfastBug, PeerError
 from handfast.tls.alerts import Alert
+from handfast.tls.export import export
 from handfast.tls.keys import SUITES, TLS12, Suite
-from handfast.tls.record import (
-    GCM_RECORD_LIMIT,
-    MAX_EMPTY_RUN,
-    MAX_KEY_UPDATES,
-    RecordReader,
-    RecordWriter,
-    export,
-    room_for,
-)
+from handfast.tls.reader import MAX_EMPTY_RUN, MAX_KEY_UPDATES, RecordReader
+from handfast.tls.record import GCM_RECORD_LIMIT
 from handfast.tls.session import Consumed, Direction, Session
+from handfast.tls.writer import RecordWriter, room_for
 from unit.tls import rfc8448
 from unit.tls.sessions import (
     AES128,

@@ -1,0 +1,374 @@
+"""One handshake on pyOpenSSL, and how the session is taken out of it.
+
+Theory. OpenSSL does the handshake between two memory buffers and is asked, by the key log, for
+the traffic secrets; then its connection object is thrown away. What it cannot be asked for is
+read off the records it emits:
+
+- TLS 1.3: a server seals its session tickets under the application key before the handshake
+  call returns. The records of that last output are the first sequence number.
+- TLS 1.2: the Finished record is the first under the keys; its explicit nonce, plus one, is the
+  next one to use.
+- An alert that OpenSSL sealed when it gave up on a client certificate is under the application
+  key, sequence number 0. It is opened again, so that the log names the alert on the wire.
+
+Records are fed one at a time: the peer's Finished and its first data often share a segment, and
+OpenSSL must not swallow the data. A ChangeCipherSpec goes together with the record behind it
+(it never ends a handshake), and so do the fragments of a first message, for each call costs us
+10 us whatever it brings.
+
+One handshake is driven at a time, so the lines of the key log and what the verification said
+belong to it; they are kept in two lists of this module.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NoReturn
+
+from cryptography.exceptions import InvalidTag
+from OpenSSL import SSL, crypto
+
+from handfast.errors import HandfastBug, PeerError
+from handfast.tls.alerts import Alert, plaintext_alert
+from handfast.tls.handshake import (
+    MAX_HANDSHAKE,
+    HandshakeError,
+    Outcome,
+    check_start,
+    record_end,
+)
+from handfast.tls.hello import first_message, parse_server_hello
+from handfast.tls.keys import IV_LENGTH, SUITES, TLS12, TLS13, Suite, tls12_secrets, traffic_key
+from handfast.tls.record import ALERT, CHANGE_CIPHER_SPEC, HANDSHAKE
+from handfast.tls.session import Consumed, Direction, Peer, Role, Session
+
+_OUTPUT: Final = 1 << 14
+
+# OpenSSL's names of the suites; those of TLS 1.3 are the registry's.
+_OPENSSL_NAMES: Final = {
+    "ECDHE-ECDSA-AES128-GCM-SHA256": 0xC02B,
+    "ECDHE-ECDSA-AES256-GCM-SHA384": 0xC02C,
+    "ECDHE-RSA-AES128-GCM-SHA256": 0xC02F,
+    "ECDHE-RSA-AES256-GCM-SHA384": 0xC030,
+    "ECDHE-RSA-CHACHA20-POLY1305": 0xCCA8,
+    "ECDHE-ECDSA-CHACHA20-POLY1305": 0xCCA9,
+} | {suite.name: suite.code for suite in SUITES.values() if suite.version == TLS13}
+
+_SECRET_LABELS: Final = (b"CLIENT_TRAFFIC_SECRET_0 ", b"SERVER_TRAFFIC_SECRET_0 ")
+
+_secret_lines: Final[list[bytes]] = []
+_refused: Final[list[tuple[str, bytes]]] = []
+
+
+def keep_secret(_connection: SSL.Connection, line: bytes) -> None:
+    if line.startswith(_SECRET_LABELS):
+        _secret_lines.append(line)
+
+
+def keep_verification(
+    _connection: SSL.Connection, certificate: Any, code: int, depth: int, ok: int
+) -> bool:
+    if not ok:
+        _refused.append((_verification_text(code), _der(certificate) if depth == 0 else b""))
+    return bool(ok)
+
+
+def _verification_text(code: int) -> str:
+    names = SSL.X509VerificationCodes
+    for name in dir(names):
+        if name.startswith("ERR_") and getattr(names, name) == code:
+            return name.removeprefix("ERR_").lower().replace("_", " ")
+    return f"verification error {code}"
+
+
+def _der(certificate: crypto.X509) -> bytes:
+    # Not by way of cryptography, which parses more strictly than OpenSSL and would raise.
+    return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
+
+
+class OpenSSLHandshake:
+    """One handshake in progress: see `handshake.Handshake`."""
+
+    __slots__ = (
+        "_connection",
+        "_explicit_nonce",
+        "_first_have",
+        "_first_need",
+        "_last_output",
+        "_pending",
+        "_received",
+        "_resumed_12",
+        "_role",
+        "_scanned",
+        "_secrets",
+        "_verifies",
+        "_who",
+        "done",
+        "hello",
+    )
+
+    def __init__(self, connection: SSL.Connection, role: Role, who: Peer, verifies: bool) -> None:
+        self._connection: SSL.Connection | None = connection
+        self._role = role
+        self._who = who
+        self._verifies = verifies
+        self._pending = b""
+        self._scanned = 0  # bytes of whole records at the start of _pending, not fed yet
+        self._first_have = 0  # bytes of the peer's first message in them
+        self._first_need = 4
+        self._received = 0
+        self._secrets: list[bytes] = []
+        self._last_output = b""
+        self._explicit_nonce = 0
+        self._resumed_12 = False
+        self.hello = b""
+        self.done = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes that were read (none starts a client); give bytes to write."""
+        if self._connection is None:
+            raise Consumed
+        if self.done:
+            self._pending += data
+            return b""
+        try:
+            return self._feed(data)
+        except HandshakeError as error:
+            if error.alert is not None and not error.output and not error.received:
+                error.output = plaintext_alert(error.alert)
+            self._connection = None
+            raise
+
+    def _feed(self, data: bytes) -> bytes:
+        self._received += len(data)
+        pending = self._pending = self._pending + data if self._pending else data
+        output = b""
+        if not self.hello:
+            if self._role is Role.CLIENT and not data:
+                return self._drive(b"")
+            if not pending or not self._first_is_whole():
+                return b""
+            output = self._take(self._scanned)
+        while not self.done:
+            end = self._next_end()
+            if not end:
+                break
+            output += self._take(end)
+        if not self.done and self._received > MAX_HANDSHAKE:
+            raise HandshakeError(
+                f"handshake of more than {MAX_HANDSHAKE} bytes",
+                token="handshake_too_long",
+                alert=Alert.DECODE_ERROR,
+            )
+        return output
+
+    def _first_is_whole(self) -> bool:
+        """Tell whether the peer's first message is there, in however many records."""
+        pending = self._pending
+        if self._role is Role.SERVER and not self._scanned:
+            check_start(pending)
+        while self._first_have < self._first_need:
+            start = self._scanned
+            end = record_end(pending, start)
+            if not end or end > len(pending):
+                return False
+            self._scanned = end
+            if pending[start] != HANDSHAKE:
+                break  # an alert instead: OpenSSL says what it means
+            self._first_have += end - start - 5
+            if self._first_need == 4 and self._first_have >= 4:
+                self._first_need += int.from_bytes(first_message(pending[:end])[1:4], "big")
+            if self._first_need > MAX_HANDSHAKE:
+                raise HandshakeError(
+                    f"first message of {self._first_need} bytes", token="handshake_too_long",
+                    alert=Alert.DECODE_ERROR,
+                )  # fmt: skip
+        self.hello = pending[: self._scanned]
+        return True
+
+    def _next_end(self) -> int:
+        """Give the end of the first record, with a ChangeCipherSpec of the one behind it too."""
+        pending = self._pending
+        end = record_end(pending, 0)
+        if end and end < len(pending) and pending[0] == CHANGE_CIPHER_SPEC:
+            end = record_end(pending, end)
+        return end if end <= len(pending) else 0
+
+    def _take(self, end: int) -> bytes:
+        records, self._pending = self._pending[:end], self._pending[end:]
+        return self._drive(records)
+
+    def _drive(self, records: bytes) -> bytes:
+        connection = self._connection
+        if connection is None:
+            raise Consumed
+        _secret_lines.clear()
+        _refused.clear()
+        try:
+            if records:
+                connection.bio_write(records)
+            connection.do_handshake()
+            self.done = True
+        except SSL.WantReadError:
+            pass
+        except HandshakeError as error:
+            error.output = self._read_output()
+            raise
+        except SSL.Error as error:
+            self._give_up(error)
+        self._secrets += _secret_lines
+        output = self._last_output = self._read_output()
+        if output and connection.get_protocol_version() == TLS12:
+            self._scan_12(output)
+        return output
+
+    def _read_output(self) -> bytes:
+        output = piece = b""
+        try:
+            while self._connection is not None and len(piece) in (0, _OUTPUT):
+                piece = self._connection.bio_read(_OUTPUT)
+                output += piece
+        except SSL.WantReadError:
+            pass  # there is no more
+        return output
+
+    def _scan_12(self, output: bytes) -> None:
+        """Find the explicit nonce of our Finished, which follows our ChangeCipherSpec."""
+        position = 0
+        keyed = False
+        while position < len(output):
+            start = position + 5
+            if keyed and output[position] == HANDSHAKE:
+                self._explicit_nonce = int.from_bytes(output[start : start + 8], "big")
+            keyed = keyed or output[position] == CHANGE_CIPHER_SPEC
+            position = start + int.from_bytes(output[position + 3 : start], "big")
+        # An abbreviated handshake is the one in which the server's Finished comes first.
+        self._resumed_12 = keyed and not self.done
+
+    def _give_up(self, error: SSL.Error) -> NoReturn:
+        self._secrets += _secret_lines
+        output = self._read_output()
+        verification, leaf = _refused[-1] if _refused else ("", b"")
+        # The cause of a forged certificate is deep in OpenSSL, and its name says nothing of that.
+        cause = reason = "certificate verify failed" if verification else reason_of(error)
+        received = " alert " in f" {reason} "
+        about_certificate = "certificate" in reason and not received
+        if about_certificate and verification:
+            reason = f"{reason}: {verification}"
+        raise HandshakeError(
+            reason,
+            token=cause.replace(" ", "_").replace("/", "_"),
+            alert=_received_alert(reason) if received else self._sent_alert(output),
+            output=output,
+            outcome=Outcome.FAILED if received or "internal" in reason else Outcome.DENIED,
+            received=received,
+            about_certificate=about_certificate,
+            certificates=(leaf,) if leaf else (),
+        ) from None
+
+    def _sent_alert(self, output: bytes) -> int | None:
+        if len(output) == 7 and output[0] == ALERT:
+            return output[6]
+        secret = self._secret(server=self._role is Role.SERVER)
+        suite = self._suite()
+        if len(output) < 5 + 3 + 16 or suite is None or not secret:
+            return None
+        key, iv = traffic_key(suite, secret)
+        # Of an output with several records the alert is the last: 2 bytes, its type, the tag.
+        record = output[-24:]
+        try:
+            opened = suite.aead(key).decrypt(iv[:IV_LENGTH], record[5:], record[:5])
+        except InvalidTag:
+            return None
+        return opened[1]
+
+    def _suite(self) -> Suite | None:
+        name = self._connection.get_cipher_name() if self._connection else None
+        return SUITES.get(_OPENSSL_NAMES.get(name or "", 0))
+
+    def _secret(self, *, server: bool) -> bytes:
+        label = _SECRET_LABELS[server]
+        for line in self._secrets:
+            if line.startswith(label):
+                return bytes.fromhex(line.rpartition(b" ")[2].decode("ascii"))
+        return b""
+
+    def session(self) -> Session:
+        """Give the session of a handshake that is done; only once."""
+        connection, suite = self._connection, self._suite()
+        if connection is None:
+            raise Consumed
+        if not self.done or suite is None:
+            raise HandfastBug("the handshake is not done")
+        directions = self._directions(connection, suite)
+        read, write = directions if self._role is Role.SERVER else directions[::-1]
+        self._connection = None
+        self._secrets = []
+        return Session(
+            self._role, suite.code, read, write, self._peer(connection, suite), self._pending
+        )
+
+    def _directions(self, connection: SSL.Connection, suite: Suite) -> tuple[Direction, Direction]:
+        """Give the client's and the server's direction."""
+        if suite.version == TLS12:
+            client_random, server_random = connection.client_random(), connection.server_random()
+            master = connection.master_key()
+            if client_random is None or server_random is None or master is None:
+                raise HandfastBug("OpenSSL kept no secrets of a finished handshake")
+            client, server = tls12_secrets(suite, master, client_random, server_random)
+            nonce = (self._explicit_nonce + 1) & 0xFFFFFFFFFFFFFFFF if suite.is_gcm else 0
+            nonces = (0, nonce) if self._role is Role.SERVER else (nonce, 0)
+            return Direction(client, 1, nonces[0]), Direction(server, 1, nonces[1])
+        tickets = _count_records(self._last_output) if self._role is Role.SERVER else 0
+        return Direction(self._secret(server=False)), Direction(self._secret(server=True), tickets)
+
+    def _peer(self, connection: SSL.Connection, suite: Suite) -> Peer:
+        return Peer(
+            self._who.address,
+            self._who.port,
+            (connection.get_servername() or b"").decode("ascii", "backslashreplace"),
+            connection.get_alpn_proto_negotiated().decode("ascii", "backslashreplace"),
+            connection.get_group_name() or "",
+            self._resumed(suite),
+            self._certificates(connection) if self._verifies else (),
+        )
+
+    def _resumed(self, suite: Suite) -> bool:
+        if suite.version == TLS12:
+            return self._resumed_12
+        # A ticket goes with every handshake, and OpenSSL sends two of them but for a resumption.
+        if self._role is Role.SERVER:
+            return _count_records(self._last_output) == 1
+        try:
+            return parse_server_hello(first_message(self.hello)).resumed
+        except PeerError:
+            return False
+
+    def _certificates(self, connection: SSL.Connection) -> tuple[bytes, ...]:
+        chain = connection.get_verified_chain()
+        if not chain:
+            leaf = connection.get_peer_certificate()
+            chain = [leaf] if leaf else []
+        return tuple(_der(certificate) for certificate in chain)
+
+
+def _count_records(output: bytes) -> int:
+    count = position = 0
+    while position < len(output):
+        position += 5 + int.from_bytes(output[position + 3 : position + 5], "big")
+        count += 1
+    return count
+
+
+def reason_of(error: SSL.Error) -> str:
+    """Give OpenSSL's reason in lower case: the first of its queue, which is the cause."""
+    queue = error.args[0] if error.args else ()
+    if isinstance(queue, list | tuple) and queue:
+        return str(queue[0][2]).lower() or "unknown reason"
+    return str(error.args[-1]).lower() if error.args else "unknown reason"
+
+
+def _received_alert(reason: str) -> int | None:
+    """Find the alert that OpenSSL's text names, as in `tlsv1 alert unknown ca`."""
+    name = reason.rpartition("alert ")[2].upper().replace(" ", "_")
+    aliases = {"CERTIFICATE_UNKNOWN": Alert.CERTIFICATE_UNKNOWN, "BAD_MAC": Alert.BAD_RECORD_MAC}
+    return aliases.get(name) or Alert.__members__.get(name)
