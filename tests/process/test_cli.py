@@ -100,7 +100,7 @@ def test_every_mistake_is_named_not_only_the_first(file: Path) -> None:
     ("data", "expected"),
     [
         (b"", "listen"),
-        (b"nworkers: 1\nlogfile: \xff\n", "line 2: not UTF-8; save the file as UTF-8"),
+        (b"nworkers: 1\nlogfile: \xff\n", "line 2: byte 0xff is not UTF-8; save the file as UTF-8"),
         (b"listeners: [\n", "line "),
         (b"a: &x 1\nb: *x\n", "line "),
     ],
@@ -146,7 +146,8 @@ def test_a_key_of_another_certificate_is_refused(file: Path, certificates: Certi
     code, _, errors = check(file, configuration(certificates.chain, certificates.rsa_key))
 
     assert code == 2
-    assert f"{file}: listeners[0]: {certificates.rsa_key}: the key does not match" in errors
+    where = "line 6: listeners[0].certificates[0].key"
+    assert f"{file}: {where}: {certificates.rsa_key}: the key does not match" in errors
 
 
 @pytest.mark.parametrize("what", ["chain", "key"])
@@ -194,7 +195,7 @@ def test_an_encrypted_key_takes_its_password_inline_from_a_file_or_from_the_envi
     [
         ("", "the key is encrypted; give its password"),
         ("key-password: simsalabim", "the password is wrong or the file damaged"),
-        ("key-password-env: SESAME", "the environment variable SESAME is not set"),
+        ("key-password-env: SESAME", "SESAME: this environment variable is not set"),
         ("key-password-file: nowhere", "cannot be read: No such file or directory"),
     ],
 )

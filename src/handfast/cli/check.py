@@ -7,8 +7,8 @@ import datetime
 import sys
 
 from handfast import config
-from handfast.cli.loading import load
-from handfast.errors import ConfigError, Problem
+from handfast.cli.loading import load, naming
+from handfast.errors import ConfigError
 from handfast.process.credentials import load_all
 from handfast.tls.certificates import facts, validity
 
@@ -18,11 +18,8 @@ def run(options: argparse.Namespace) -> int:
     if options.config is None:
         raise ConfigError("check needs a file: handfast check -c FILE")
     parsed = load(options.config)
-    try:
+    with naming(options.config):
         loaded = load_all(parsed)
-    except ConfigError as error:
-        problems = (Problem(f"{options.config}: {each}") for each in error.problems)
-        raise ConfigError(*problems) from None
     if options.effective:
         sys.stdout.write(config.effective(parsed))
         return 0

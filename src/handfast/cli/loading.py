@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from handfast import config
@@ -16,27 +18,38 @@ _MAX_FILE = 1 << 20
 
 def load(path: str) -> Config:
     """Read and parse a configuration file; every problem names the file."""
+    text = _read(path)
+    try:
+        return config.parse(text, base=_base(path), cores=usable_cores())
+    except ConfigError as error:
+        raise _named(path, error.problems) from None
+
+
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Name the configuration and its line in a ConfigError about a file that it names."""
+    try:
+        yield
+    except ConfigError as error:
+        text = _read(path)
+        located = (config.locate(each, text, base=_base(path)) for each in error.problems)
+        raise _named(path, located) from None
+
+
+def _named(path: str, problems: Iterable[Problem]) -> ConfigError:
+    return ConfigError(*(f"{path}: {each}" for each in problems))
+
+
+def _base(path: str) -> str:
+    return str(Path(path).parent)
+
+
+def _read(path: str) -> str:
     try:
         with Path(path).open("rb") as file:
-            data = file.read(_MAX_FILE + 1)
+            return file.read(_MAX_FILE + 1).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    try:
-        return config.parse(_text(data), base=str(Path(path).parent), cores=usable_cores())
-    except ConfigError as error:
-        raise ConfigError(*(_named(path, each) for each in error.problems)) from None
-
-
-def _text(data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(Problem("not UTF-8; save the file as UTF-8", line=line)) from None
-
-
-def _named(path: str, problem: Problem) -> str:
-    return f"{path}: {problem}"
 
 
 def usable_cores() -> int:

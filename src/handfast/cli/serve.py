@@ -7,10 +7,11 @@ import os
 import shlex
 import socket
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from handfast import config
-from handfast.cli.loading import load, usable_cores
+from handfast.cli.loading import load, naming, usable_cores
 from handfast.config import Config
 from handfast.errors import ConfigError
 from handfast.observe.events import Level
@@ -36,7 +37,8 @@ def run(options: argparse.Namespace) -> int:
         plan = _demo_plan(options.listen or _DEMO_LISTEN)
     log = _open_log(plan.config)
     try:
-        Supervisor(plan, log).run()
+        with naming(options.config) if options.config is not None else nullcontext():
+            Supervisor(plan, log).run()
     finally:
         if plan.demo is not None:
             Path(plan.demo.getsockname()).unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from handfast.config.address import parse_listen, parse_target
 from handfast.config.dialects import parse
 from handfast.config.effective import effective
 from handfast.config.options import from_options
+from handfast.config.places import locate
 from handfast.config.schema import (
     Address,
     Certificate,
@@ -32,6 +33,7 @@ __all__ = [
     "UnixAddress",
     "effective",
     "from_options",
+    "locate",
     "parse",
     "parse_listen",
     "parse_target",

@@ -149,4 +149,4 @@ def _password(certificate: Certificate) -> bytes | None:
     try:
         return os.environb[name.encode()]
     except KeyError:
-        raise ConfigError(f"the environment variable {name} is not set") from None
+        raise ConfigError(f"{name}: this environment variable is not set") from None

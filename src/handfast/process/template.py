@@ -64,7 +64,7 @@ class Template:
         try:
             loaded = load_all(config)
         except ConfigError as error:
-            send(self._control, Refused(tuple(str(each) for each in error.problems)))
+            send(self._control, Refused(tuple(each.message for each in error.problems)))
             return 1
         now = datetime.datetime.now(datetime.UTC)
         for each in loaded:

@@ -83,7 +83,7 @@ def test_the_password_comes_from_where_it_is_said(
 def test_a_variable_that_is_not_set_is_named(tmp_path: Path) -> None:
     certificate = files(issue("host"), tmp_path, "open sesame")
 
-    with pytest.raises(ConfigError, match="HANDFAST_NO_SUCH is not set"):
+    with pytest.raises(ConfigError, match="HANDFAST_NO_SUCH: this environment variable is not set"):
         load_all(config(msgspec.structs.replace(certificate, key_password_env="HANDFAST_NO_SUCH")))
 
 
