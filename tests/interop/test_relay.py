@@ -27,6 +27,11 @@ QUIET: Final = 0.3
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+# KB, for 40 MB that wait to be carried. handfast holds one batch; code that runs for the first
+# time, and the measuring of coverage, take the rest.
+GROWTH = 10_000
+
+
 def test_a_target_that_speaks_first_is_heard_before_the_client_speaks(
     serve: Serve, certificates: Certificates, version: ssl.TLSVersion
 ) -> None:
@@ -157,7 +162,7 @@ def test_a_target_that_does_not_read_stops_the_client_and_costs_no_memory(
             rest.join(TIMEOUT)
 
     assert stalled
-    assert grown < 5000
+    assert grown < GROWTH
     assert sha256(received) == sha256(data)
 
 
@@ -181,7 +186,7 @@ def test_a_client_that_does_not_read_stops_the_target_and_costs_no_memory(
             rest.join(TIMEOUT)
 
     assert stalled
-    assert grown < 5000
+    assert grown < GROWTH
     assert received == sha256(data)
 
 
