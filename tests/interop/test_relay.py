@@ -24,14 +24,12 @@ VERSIONS: Final = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 HUNDRED_MEGABYTES: Final = 100_000_000
 QUIET: Final = 0.3
 """Seconds without room to write after which a side counts as blocked."""
+GROWTH: Final = 10_000
+"""KB, for 40 MB that wait to be carried. handfast holds one batch; code that runs for the first
+time, and the measuring of coverage, take the rest."""
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-# KB, for 40 MB that wait to be carried. handfast holds one batch; code that runs for the first
-# time, and the measuring of coverage, take the rest.
-GROWTH = 10_000
-
-
 def test_a_target_that_speaks_first_is_heard_before_the_client_speaks(
     serve: Serve, certificates: Certificates, version: ssl.TLSVersion
 ) -> None:
