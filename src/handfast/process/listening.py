@@ -140,5 +140,7 @@ def _process_of(inode: str) -> str:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if any(str(entry.readlink()) == wanted for entry in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+                # The first argument alone: the others are none of the log's business.
+                name = (process / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+                return f"{name[:60]} (pid {process.name})"
     return ""
