@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from handfast.config import UnixAddress
 from handfast.errors import BackendError, PeerError
@@ -32,9 +32,6 @@ from handfast.transport.plain import finish, reset
 if TYPE_CHECKING:
     from handfast.handover.message import Handover
     from handfast.relay.relay import Relay, Service
-
-PARK_SECONDS: Final = 2.0
-CHECK_SECONDS: Final = 4.0
 
 
 class Connection:
@@ -56,6 +53,7 @@ class Connection:
         "to_client",
         "to_target",
         "touched",
+        "warm",
         "writer",
     )
 
@@ -80,6 +78,7 @@ class Connection:
         self.to_target = ToTarget(self)
         self.to_client = ToClient(self)
         self.touched = relay.loop.time()
+        self.warm = False
         if session.unsent:
             self.to_client.hold(session.unsent)
         self.report.client_connect(session)
@@ -101,7 +100,6 @@ class Connection:
         dial.start()
 
     def _not_connected(self, error: BackendError) -> None:
-        self.dial = None
         self.relay.counters.connect_failures += 1
         self.report.not_connected(self.touched, error.reason, error.description)
         self._abort(Alert.INTERNAL_ERROR, error.reason)
@@ -117,7 +115,7 @@ class Connection:
             self.report.server_connect(address[0], address[1], self.touched)
         loop = self.relay.loop
         self.touched = loop.time()
-        self._watch_quiet(self.touched)
+        self._watch_quiet()
         if self.to_client.pending is None:
             loop.add_reader(self.target_fd, self.to_client.readable)
         loop.add_reader(self.client_fd, self.to_target.readable)
@@ -241,10 +239,7 @@ class Connection:
             idle = self.state is State.READY
             self.end(f"idle for {limit:g} s" if idle else "half-closed too long")
             return
-        if quiet >= PARK_SECONDS:
-            self.reader.park()
-            self.writer.park()
-        self._watch_quiet(now)
+        self._watch_quiet()
 
     def _limit(self) -> float:
         """Give the seconds that the connection may be quiet; 0 is for ever."""
@@ -254,13 +249,20 @@ class Connection:
     def _watch_half_closed(self) -> None:
         """Begin to count: the end of one side is the last that was heard of it."""
         self.touched = self.relay.loop.time()
-        self._watch_quiet(self.touched)
+        self._watch_quiet()
 
-    def _watch_quiet(self, now: float) -> None:
-        """Look again when the limit may be reached, or soon enough to forget derived keys."""
-        limit = self._limit()
-        left = limit - (now - self.touched) if limit else CHECK_SECONDS
-        self.relay.deadlines.set(self, now + min(CHECK_SECONDS, left))
+    def _watch_quiet(self) -> None:
+        """Look again when the limit will be reached, if nothing happens until then."""
+        if limit := self._limit():
+            self.relay.deadlines.set(self, self.touched + limit)
+        else:
+            self.relay.deadlines.drop(self)
+
+    def park(self) -> None:
+        """Forget the derived keys until the next record."""
+        self.warm = False
+        self.reader.park()
+        self.writer.park()
 
     def end(self, reason: str) -> None:
         """End a connection that is in order, for a reason of ours.

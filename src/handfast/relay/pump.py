@@ -53,9 +53,12 @@ class ToTarget:
         """Open what lies in the receive buffer, and write it to the target."""
         connection = self.connection
         reader = connection.reader
-        output = connection.relay.output
+        relay = connection.relay
+        output = relay.output
+        if not connection.warm:
+            relay.warm_up(connection)
         try:
-            count = reader.open(connection.relay.buffer, length, output)
+            count = reader.open(relay.buffer, length, output)
         except PeerError as error:
             connection.refuse(error)
             return
@@ -130,6 +133,8 @@ class ToClient:
             connection.target_closed()
             return
         connection.touched = relay.loop.time()
+        if not connection.warm:
+            relay.warm_up(connection)
         try:
             length = connection.writer.seal(relay.buffer, count, relay.output)
         except PeerError as error:

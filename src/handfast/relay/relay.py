@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -22,12 +23,18 @@ from handfast.observe.events import SystemFault
 from handfast.observe.log import Log
 from handfast.relay.connection import Connection
 from handfast.relay.resolver import Resolver
+from handfast.relay.state import State
 from handfast.tls.writer import room_for
 from handfast.transport.deadlines import Deadlines
 from handfast.transport.loop import Loop
 
 READ_SIZE: Final = 8 << 14
 """Bytes of one read: eight records' worth, so that one `send` carries up to eight."""
+
+
+WARM_LIMIT: Final = 512
+"""Connections that may keep their derived keys, 5 KB each, without having been used just now."""
+WARM_SECONDS: Final = 0.25
 
 
 class Service(msgspec.Struct, frozen=True):
@@ -68,6 +75,7 @@ class Relay:
         self.chunk: Final = self.buffer[:READ_SIZE]
         self.output: Final = memoryview(bytearray(room_for(len(self.buffer))))
         self.connections: Final[set[Connection]] = set()
+        self._warm: deque[Connection] = deque()
         self._receiver = receiver
         self._draining = False
         self._ended = ended
@@ -104,6 +112,25 @@ class Relay:
         connection = Connection(self, service, client, handover)
         self.connections.add(connection)
         connection.start()
+
+    def warm_up(self, connection: Connection) -> None:
+        """Let a connection derive its keys, and take them from those that were used long ago.
+
+        Two of the oldest are looked at each time, so that their number goes down again too.
+        """
+        connection.warm = True
+        warm = self._warm
+        warm.append(connection)
+        for _ in range(2):
+            if len(warm) <= WARM_LIMIT:
+                return
+            oldest = warm.popleft()
+            if oldest.state is State.CLOSED:
+                continue
+            if connection.touched - oldest.touched < WARM_SECONDS:
+                warm.append(oldest)
+            else:
+                oldest.park()
 
     def forget(self, connection: Connection) -> None:
         """Take a connection that has ended out of the books."""
