@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from handfast.observe.events import Proxy
 from handfast.tls.keys import VERSION_NAMES
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from handfast.relay.connection import Connection
     from handfast.relay.relay import Service
     from handfast.tls.session import Session
+
+
+Subevent: TypeAlias = Literal[
+    "client_connect", "server_connect", "client_disconnect", "server_disconnect"
+]
 
 
 class Reporter:
@@ -34,7 +39,7 @@ class Reporter:
         self._log = log
         self._service = service
         self._client_ip = session.peer.address
-        self._client_port = session.peer.port
+        self._client_port = session.peer.port or None
         self._server_ip = ""
         self._server_port: int | None = None
         self._accepted = accepted
@@ -45,18 +50,12 @@ class Reporter:
     def client_connect(self, session: Session) -> None:
         """Tell that a session has arrived."""
         peer = session.peer
-        self._log.emit(
-            Proxy(
-                subevent="client_connect",
-                client_ip=self._client_ip,
-                client_port=self._client_port or None,
-                listen_ip=self._service.listen_ip,
-                listen_port=self._service.listen_port or None,
-                sni=peer.sni,
-                alpn=peer.alpn,
-                tls_version=VERSION_NAMES[session.version],
-                group=peer.group,
-            )
+        self._emit(
+            "client_connect",
+            sni=peer.sni,
+            alpn=peer.alpn,
+            tls_version=VERSION_NAMES[session.version],
+            group=peer.group,
         )
 
     def server_connect(self, ip: str, port: int, started: float) -> None:
@@ -64,55 +63,59 @@ class Reporter:
         self._server_ip = ip
         self._server_port = port or None
         self._server_ended = False
-        self._server_event("server_connect", time.monotonic() - started, "", "")
+        self._emit("server_connect", duration_ms=_since(started))
 
     def not_connected(self, started: float, reason: str, description: str) -> None:
         """Tell that no target could be reached."""
-        self._server_event("server_connect", time.monotonic() - started, reason, description)
+        self._emit(
+            "server_connect",
+            duration_ms=_since(started),
+            error_msg=reason,
+            error_desc=description,
+        )
 
     def server_disconnect(self, reason: str = "", description: str = "") -> None:
         """Tell that the target's connection ended, in order when there is no reason."""
         if not self._server_ended:
             self._server_ended = True
-            life = time.monotonic() - self._accepted
-            self._server_event("server_disconnect", life, reason, description)
+            self._emit(
+                "server_disconnect",
+                duration_ms=_since(self._accepted),
+                error_msg=reason,
+                error_desc=description,
+            )
 
     def client_disconnect(
         self, connection: Connection, reason: str = "", description: str = ""
     ) -> None:
         """Tell that the client's connection ended, in order when there is no reason."""
-        if self._client_ended:
-            return
-        self._client_ended = True
-        self._log.emit(
-            Proxy(
-                subevent="client_disconnect",
-                client_ip=self._client_ip,
-                client_port=self._client_port or None,
-                listen_ip=self._service.listen_ip,
-                listen_port=self._service.listen_port or None,
-                server_ip=self._server_ip,
-                server_port=self._server_port,
+        if not self._client_ended:
+            self._client_ended = True
+            self._emit(
+                "client_disconnect",
                 bytes_in=connection.reader.bytes,
                 bytes_out=connection.writer.bytes,
-                duration_ms=round((time.monotonic() - self._accepted) * 1000, 3),
+                duration_ms=_since(self._accepted),
                 error_msg=reason,
                 error_desc=description,
+            )
+
+    def _emit(self, subevent: Subevent, **fields: Any) -> None:
+        service = self._service
+        self._log.emit(
+            Proxy(
+                subevent=subevent,
+                client_ip=self._client_ip,
+                client_port=self._client_port,
+                listen_ip=service.listen_ip,
+                listen_port=service.listen_port or None,
+                server_ip=self._server_ip,
+                server_port=self._server_port,
+                **fields,
             )
         )
 
-    def _server_event(self, subevent: str, seconds: float, reason: str, description: str) -> None:
-        self._log.emit(
-            Proxy(
-                subevent=subevent,  # type: ignore[arg-type]  # one of the two names above
-                client_ip=self._client_ip,
-                client_port=self._client_port or None,
-                listen_ip=self._service.listen_ip,
-                listen_port=self._service.listen_port or None,
-                server_ip=self._server_ip,
-                server_port=self._server_port,
-                duration_ms=round(seconds * 1000, 3),
-                error_msg=reason,
-                error_desc=description,
-            )
-        )
+
+def _since(start: float) -> float:
+    """Give the milliseconds since `start`, to the microsecond."""
+    return round((time.monotonic() - start) * 1000, 3)
