@@ -38,6 +38,7 @@ def test_the_key_exchange_is_post_quantum_and_the_log_names_it(
                 received += client.recv(65536)
             client.shutdown()
         end = handfast.wait("proxy", subevent="client_disconnect")
+        assert backend.served.acquire(timeout=TIMEOUT)  # written is not yet read
 
     assert group == "X25519MLKEM768"
     assert handfast.wait("auth", outcome="granted")["group"] == "X25519MLKEM768"

@@ -11,6 +11,8 @@ import pytest
 
 from harness.backends import Backend
 from harness.clients import TIMEOUT, connect, echoes, trusting
+from harness.instance import wait_for
+from harness.processes import descriptors
 from harness.streams import memory_client
 from harness.target import target_of
 
@@ -77,7 +79,12 @@ def test_a_target_that_does_not_answer_is_given_up_after_the_connect_timeout(
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.socket() as first:
         first.connect(full.getsockname())  # the one place there is
         handfast = serve(target_of(full), extra="connect-timeout: 300ms")
+        relays = handfast.pids("relay").values()
+        before = [descriptors(pid) for pid in relays]
         event = assert_unreachable(handfast, certificates, VERSIONS[1])
+        wait_for(
+            lambda: [descriptors(pid) for pid in relays] == before, "its attempt is given up too"
+        )
 
     assert event["error_msg"] == "no connection after 0.3 s"
     assert 300 <= float(event["duration_ms"]) < 1500

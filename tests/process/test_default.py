@@ -9,6 +9,7 @@ import shlex
 import ssl
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +107,37 @@ def test_status_and_stop_find_the_default_without_a_file(
     assert "serving" in status.stdout
     assert "the embedded default" in status.stdout
     assert default.process.wait(TIMEOUT) == 0
+
+
+def test_a_second_default_is_refused_and_leaves_the_first_ones_demo(
+    default: Instance, environment: dict[str, str]
+) -> None:
+    command = [*shlex.split(printed_curl_line(default)), "--silent", "--fail", "--max-time", "10"]
+
+    second = run_handfast("serve", "--listen", "127.0.0.1:0", environment=environment)
+
+    assert second.returncode == 1
+    assert "running already" in second.stderr
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_the_default_serves_though_nobody_reads_what_it_prints(environment: dict[str, str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "handfast", "serve", "--listen", "127.0.0.1:0"]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=writing, env={**os.environ, **environment}
+    )
+    os.close(writing)
+    assert running.stdout is not None
+    with running.stdout as log:
+        while b"event=listening" not in (line := log.readline()):
+            assert line, "it ended"
+
+        stop = run_handfast("stop", environment=environment)
+
+        assert stop.returncode == 0
+        assert running.wait(TIMEOUT) == 0
 
 
 def test_one_line_serves_a_target_with_a_certificate_of_ones_own(

@@ -72,7 +72,7 @@ class Acceptor:
         self._listen()
 
     def _listen(self) -> None:
-        if not self._open and not self._draining:
+        if not self._open and not self._draining and not self._waiting:
             self._open = True
             for door in self._doors:
                 self.loop.add_reader(door.sock.fileno(), partial(self._accept, door))

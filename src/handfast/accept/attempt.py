@@ -140,8 +140,6 @@ class Attempt:
     def _fail(self, error: HandshakeError) -> None:
         acceptor = self._acceptor
         self._detach()
-        hello = self._handshake.hello
-        failed(acceptor.log, acceptor.counters, self, error, hello, acceptor.loop.time())
         try:
             if error.output:
                 self._sock.send(error.output)
@@ -151,6 +149,8 @@ class Attempt:
         except OSError:
             self._sock.close()  # it is gone: there is nobody to tell
         acceptor.forget(self)
+        hello = self._handshake.hello
+        failed(acceptor.log, acceptor.counters, self, error, hello, acceptor.loop.time())
 
     def _detach(self) -> None:
         self._unwatch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from handfast.errors import PeerError
 from handfast.observe.events import Auth
@@ -48,7 +49,7 @@ def granted(log: Log, attempt: Attempt, session: Session, now: float) -> None:
                 subevent="mtls",
                 outcome="granted",
                 **_ends(attempt),
-                **_certificate(peer.certificates),
+                **certificate_fields(peer.certificates),
             )
         )
 
@@ -71,7 +72,7 @@ def failed(
             duration_ms=round((now - attempt.started) * 1000, 3),
             **_ends(attempt),
             **_offer(hello),
-            **_certificate(error.certificates),
+            **certificate_fields(error.certificates),
         )
     )
 
@@ -103,13 +104,14 @@ def _offer(records: bytes) -> dict[str, Any]:
     return {"sni": text(hello.sni), "offered_versions": versions}
 
 
-def _certificate(chain: tuple[bytes, ...]) -> dict[str, Any]:
+def certificate_fields(chain: tuple[bytes, ...]) -> dict[str, Any]:
+    """Describe the leaf of a chain (DER, leaf first); nothing when it cannot be read."""
     if not chain:
         return {}
     try:
         leaf = facts(x509.load_der_x509_certificate(chain[0]))
-    except ValueError:
-        return {}  # it was refused for exactly that
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
+        return {}  # OpenSSL reads what this parser refuses
     return {
         "client_cert_fingerprint": leaf.fingerprint,
         "client_cert_subject": leaf.subject,

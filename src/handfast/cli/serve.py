@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import resource
 import shlex
 import socket
 import sys
@@ -13,12 +15,12 @@ from pathlib import Path
 from handfast import config
 from handfast.cli.loading import load, naming, usable_cores
 from handfast.config import Config
-from handfast.errors import ConfigError
+from handfast.errors import ConfigError, HandfastError
 from handfast.observe.events import Level
 from handfast.observe.log import Log
 from handfast.process.commands import control_path, state_directory
 from handfast.process.development import prepare
-from handfast.process.listening import Bound
+from handfast.process.listening import Bound, is_stale
 from handfast.process.supervisor import Plan, Supervisor
 
 _DEMO_LISTEN = "127.0.0.1:8443"
@@ -35,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
         plan = _option_plan(options)
     else:
         plan = _demo_plan(options.listen or _DEMO_LISTEN)
+    _raise_descriptor_limit()
     log = _open_log(plan.config)
     try:
         with naming(options.config) if options.config is not None else nullcontext():
@@ -43,6 +46,12 @@ def run(options: argparse.Namespace) -> int:
         if plan.demo is not None:
             Path(plan.demo.getsockname()).unlink(missing_ok=True)
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many descriptors as the system does: a connection takes two in its relay."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _open_log(parsed: Config) -> Log:
@@ -74,12 +83,15 @@ def _demo_plan(listen: str) -> Plan:
     def announce(bound: tuple[Bound, ...]) -> None:
         address = bound[0].text
         port = address.rpartition(":")[2]
-        sys.stderr.write(
+        text = (
             f"\nhandfast serves a demo on {address}. Try it from another terminal:\n\n"
             f"    curl --cacert {shlex.quote(str(files.ca))} https://localhost:{port}/\n\n"
             "Stop it with Ctrl-C.\n\n"
         )
-        sys.stderr.flush()
+        # That nobody reads it (a pipe without a reader; None, when closed) is no reason to end.
+        with contextlib.suppress(OSError, AttributeError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
 
     return Plan(parsed, "the embedded default", control, announce, _demo_socket(demo_path))
 
@@ -87,11 +99,18 @@ def _demo_plan(listen: str) -> Plan:
 def _demo_socket(path: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.unlink(missing_ok=True)
     mask = os.umask(0o177)
     try:
+        if is_stale(str(path)):
+            path.unlink()
         sock.bind(str(path))
         sock.listen(64)
+    except OSError as error:
+        sock.close()
+        raise HandfastError(
+            f"the demo cannot listen on {path}: {error.strerror or error}; "
+            "handfast may be running already: stop it with `handfast stop`"
+        ) from None
     finally:
         os.umask(mask)
     return sock

@@ -8,6 +8,7 @@ queue when a relay dies is taken by the one that replaces it.
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 from typing import Final
@@ -17,6 +18,8 @@ from handfast.handover.message import MAX_MESSAGE, Handover, decode, encode
 
 _FD_SIZE: Final = array.array("i").itemsize
 _ANCILLARY: Final = socket.CMSG_SPACE(4 * _FD_SIZE)
+# ETOOMANYREFS: the user has RLIMIT_NOFILE descriptors on their way already (unix(7)).
+_FULL: Final = {errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}
 _buffer: Final = memoryview(bytearray(MAX_MESSAGE + 1))
 
 
@@ -37,8 +40,10 @@ def send(channel: socket.socket, handover: Handover, descriptor: int) -> bool:
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (descriptor,)))]
     try:
         channel.sendmsg([encode(handover)], ancillary)
-    except BlockingIOError:
-        return False
+    except OSError as error:
+        if error.errno in _FULL:
+            return False
+        raise
     return True
 
 

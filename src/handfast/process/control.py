@@ -63,7 +63,9 @@ class Pending:
             self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, once: its descriptor's number may be another's afterwards."""
+        if self not in self._server.clients:
+            return
         self._loop.remove_reader(self._descriptor)
         self._server.clients.discard(self)
         self.sock.close()

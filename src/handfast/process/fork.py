@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import resource
@@ -25,8 +26,7 @@ def fork(title: str, main: Callable[[], int], keep: Iterable[int]) -> int:
     `keep` only, is killed when its parent ends, and ends with what `main` returns.
     """
     parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     pid = os.fork()
     if pid:
         return pid
@@ -44,9 +44,15 @@ def fork(title: str, main: Callable[[], int], keep: Iterable[int]) -> int:
     except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Nothing may raise here: the child would go on with its parent's work.
+        _flush()
         os._exit(status)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()  # it may be closed (None then), or a pipe without a reader
 
 
 def _reset_signals() -> None:

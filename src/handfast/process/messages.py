@@ -7,6 +7,7 @@ trusted: what one of them sends is parsed into these types or is a reason to rep
 from __future__ import annotations
 
 import array
+import os
 import socket
 from typing import Final, TypeAlias
 
@@ -127,4 +128,9 @@ def receive_in_child(control: socket.socket) -> tuple[ToChild, list[int]]:
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(content[: len(content) - len(content) % _FD_SIZE])
-    return _to_child.decode(data), list(descriptors)
+    try:
+        return _to_child.decode(data), list(descriptors)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise HandfastError(f"malformed message from the supervisor: {error}") from None

@@ -10,6 +10,7 @@ handshakes, relays finish their connections, the rest is told to end. A deadline
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -146,10 +147,22 @@ class Supervisor:
         if self._state == "draining":
             return
         ours, theirs = control_pair()
-        child.control = ours
         main, keep = self._role(child, theirs)
-        child.pid = fork(child.name, main, {*keep, theirs.fileno(), self._log.fileno()})
-        theirs.close()
+        try:
+            child.pid = fork(child.name, main, {*keep, theirs.fileno(), self._log.fileno()})
+        except OSError as error:  # too many processes, or too little memory
+            ours.close()
+            child.started = time.monotonic()
+            self._log.emit(
+                SystemFault(
+                    error_msg=f"cannot fork {child.name}", error_desc=error.strerror or str(error)
+                )
+            )
+            self._loop.call_later(child.delay(child.started), lambda: self._fork(child))
+            return
+        finally:
+            theirs.close()
+        child.control = ours
         child.started = time.monotonic()
         child.pidfd = os.pidfd_open(child.pid)
         self._loop.add_reader(child.pidfd, lambda: self._reap(child))
@@ -210,31 +223,33 @@ class Supervisor:
 
     def _drop_control(self, child: Child, *, drain: bool = False) -> None:
         if drain:
-            while child.control is not None:
-                self._hear(child)
+            while child.control is not None and self._hear(child):
+                pass
         if child.control is not None:
             self._loop.remove_reader(child.control.fileno())
             child.control.close()
             child.control = None
 
-    def _hear(self, child: Child) -> None:
-        """Take one message of a child's; what makes no sense is a reason to replace it."""
+    def _hear(self, child: Child) -> bool:
+        """Take one message of a child's, if there is any; one without sense is a reason to kill."""
         control = child.control
         if control is None:
-            return
+            return False
         try:
             message = receive_from_child(control)
         except EOFError:
             self._drop_control(child)
-            return
+            return False
         except HandfastError as error:
             self._log.emit(SystemFault(error_msg=f"{child.name}: {error}"))
             self._drop_control(child)
             if child.pid:
-                os.kill(child.pid, signal.SIGKILL)
-            return
+                with contextlib.suppress(ProcessLookupError):  # it is dead already
+                    os.kill(child.pid, signal.SIGKILL)
+            return False
         if message is not None:
             self._take(child, message)
+        return message is not None
 
     def _take(self, child: Child, message: FromChild) -> None:
         if isinstance(message, Ready):
@@ -263,6 +278,8 @@ class Supervisor:
             acceptor.started = time.monotonic()
             self._log.emit(Worker("spawned", acceptor.worker_id, acceptor.pid))
         elif acceptor.pid == message.pid:
+            if not message.pid:
+                acceptor.started = time.monotonic()  # it could not be forked: died at once
             self._dead(acceptor, message.status)
             delay = acceptor.delay(time.monotonic())
             self._loop.call_later(delay, lambda: self._respawn(acceptor))

@@ -95,12 +95,17 @@ class Template:
         return not isinstance(message, Drain)
 
     def _spawn(self, number: int, control: socket.socket, poll: select.poll) -> None:
-        pid = fork(
-            f"acceptor {number}",
-            lambda: self._accept(number, control, self._engines),
-            self._keep | {control.fileno()},
-        )
-        control.close()
+        try:
+            pid = fork(
+                f"acceptor {number}",
+                lambda: self._accept(number, control, self._engines),
+                self._keep | {control.fileno()},
+            )
+        except OSError:  # too many processes: it counts as dead, and is asked for again
+            send(self._control, Died(number, 0, 1))
+            return
+        finally:
+            control.close()
         descriptor = os.pidfd_open(pid)
         self._children[descriptor] = Child(number, pid)
         poll.register(descriptor, select.POLLIN)

@@ -63,7 +63,7 @@ def parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:
     """Read the certificates of a PEM file, in the order of the file; at least one."""
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"{name}: no PEM certificate can be read from it ({_first_line(error)}); "
             "it has to hold BEGIN CERTIFICATE blocks"

@@ -85,11 +85,11 @@ class Engine(Protocol):
         """Begin a handshake with the peer at this address."""
 
 
-def check_start(data: bytes) -> None:
+def check_start(data: bytes | bytearray) -> None:
     """Refuse a stream that does not start as TLS does, by its first bytes (up to five)."""
     if data[0] == _HANDSHAKE and (len(data) < 2 or data[1] == 3):
         return
-    if any(method.startswith(data[:4]) for method in _HTTP):
+    if any(method.startswith(bytes(data[:4])) for method in _HTTP):
         if len(data) < 4:
             return  # the next bytes tell what it is
         raise HandshakeError(
@@ -104,7 +104,7 @@ def check_start(data: bytes) -> None:
     )
 
 
-def record_end(data: bytes, position: int) -> int:
+def record_end(data: bytes | bytearray, position: int) -> int:
     """Give the end of the record at `position`, or 0 when its header is not all there.
 
     Refuses by the header alone what no handshake can hold: unknown types, empty records, and

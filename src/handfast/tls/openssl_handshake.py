@@ -55,6 +55,12 @@ _OPENSSL_NAMES: Final = {
 
 _SECRET_LABELS: Final = (b"CLIENT_TRAFFIC_SECRET_0 ", b"SERVER_TRAFFIC_SECRET_0 ")
 
+# One word for every offer of old versions alone, however OpenSSL found that out.
+_TOKENS: Final = {
+    "version too low": "unsupported_protocol",
+    "closed during the handshake": "eof",
+}
+
 _secret_lines: Final[list[bytes]] = []
 _refused: Final[list[tuple[str, bytes]]] = []
 
@@ -111,7 +117,7 @@ class OpenSSLHandshake:
         self._role = role
         self._who = who
         self._verifies = verifies
-        self._pending = b""
+        self._pending = bytearray()  # grows in place: a peer may send a byte at a time
         self._scanned = 0  # bytes of whole records at the start of _pending, not fed yet
         self._first_have = 0  # bytes of the peer's first message in them
         self._first_need = 4
@@ -140,7 +146,8 @@ class OpenSSLHandshake:
 
     def _feed(self, data: bytes) -> bytes:
         self._received += len(data)
-        pending = self._pending = self._pending + data if self._pending else data
+        pending = self._pending
+        pending += data
         output = b""
         if not self.hello:
             if self._role is Role.CLIENT and not data:
@@ -176,13 +183,13 @@ class OpenSSLHandshake:
                 break  # an alert instead: OpenSSL says what it means
             self._first_have += end - start - 5
             if self._first_need == 4 and self._first_have >= 4:
-                self._first_need += int.from_bytes(first_message(pending[:end])[1:4], "big")
+                self._first_need += int.from_bytes(first_message(bytes(pending[:end]))[1:4], "big")
             if self._first_need > MAX_HANDSHAKE:
                 raise HandshakeError(
                     f"first message of {self._first_need} bytes", token="handshake_too_long",
                     alert=Alert.DECODE_ERROR,
                 )  # fmt: skip
-        self.hello = pending[: self._scanned]
+        self.hello = bytes(pending[: self._scanned])
         return True
 
     def _next_end(self) -> int:
@@ -194,7 +201,8 @@ class OpenSSLHandshake:
         return end if end <= len(pending) else 0
 
     def _take(self, end: int) -> bytes:
-        records, self._pending = self._pending[:end], self._pending[end:]
+        records = bytes(self._pending[:end])
+        del self._pending[:end]
         return self._drive(records)
 
     def _drive(self, records: bytes) -> bytes:
@@ -242,7 +250,7 @@ class OpenSSLHandshake:
             keyed = keyed or output[position] == CHANGE_CIPHER_SPEC
             position = start + int.from_bytes(output[position + 3 : start], "big")
         # An abbreviated handshake is the one in which the server's Finished comes first.
-        self._resumed_12 = keyed and not self.done
+        self._resumed_12 = keyed and self.done == (self._role is Role.CLIENT)
 
     def _give_up(self, error: SSL.Error) -> NoReturn:
         self._secrets += _secret_lines
@@ -250,16 +258,19 @@ class OpenSSLHandshake:
         verification, leaf = _refused[-1] if _refused else ("", b"")
         # The cause of a forged certificate is deep in OpenSSL, and its name says nothing of that.
         cause = reason = "certificate verify failed" if verification else reason_of(error)
+        if isinstance(error, SSL.ZeroReturnError):
+            cause = reason = "closed during the handshake"
         received = " alert " in f" {reason} "
+        gave_up = received or isinstance(error, SSL.ZeroReturnError)
         about_certificate = "certificate" in reason and not received
         if about_certificate and verification:
             reason = f"{reason}: {verification}"
         raise HandshakeError(
             reason,
-            token=cause.replace(" ", "_").replace("/", "_"),
+            token=_TOKENS.get(cause) or cause.replace(" ", "_").replace("/", "_"),
             alert=_received_alert(reason) if received else self._sent_alert(output),
             output=output,
-            outcome=Outcome.FAILED if received or "internal" in reason else Outcome.DENIED,
+            outcome=Outcome.FAILED if gave_up or "internal" in reason else Outcome.DENIED,
             received=received,
             about_certificate=about_certificate,
             certificates=(leaf,) if leaf else (),
@@ -304,7 +315,12 @@ class OpenSSLHandshake:
         self._connection = None
         self._secrets = []
         return Session(
-            self._role, suite.code, read, write, self._peer(connection, suite), self._pending
+            self._role,
+            suite.code,
+            read,
+            write,
+            self._peer(connection, suite),
+            bytes(self._pending),
         )
 
     def _directions(self, connection: SSL.Connection, suite: Suite) -> tuple[Direction, Direction]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Final, TypeAlias
 
-Callback: TypeAlias = Callable[[], None]
+Callback: TypeAlias = Callable[[], object]
 
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT

@@ -4,6 +4,8 @@ import array
 import fcntl
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,27 @@ def open_descriptors() -> int:
 def post(sender: socket.socket, data: bytes, *descriptors: int) -> None:
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
     sender.sendmsg([data], [rights] if descriptors else [])
+
+
+def test_too_many_descriptors_on_their_way_are_a_full_channel() -> None:
+    program = f"""
+import os, resource, sys
+sys.path[:0] = {sys.path!r}
+from unit.handover.test_channel import channel, handover
+pairs = [channel.pair() for _ in range(4)]
+message = handover()
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+if os.getuid() == 0:
+    os.setuid(65534)  # root may have any number of them
+sent = [1 for sender, _ in pairs for _ in range(100) if channel.send(sender, message, 0)]
+assert 0 < len(sent) < 100, len(sent)
+"""
+
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=30
+    )
+
+    assert ended.returncode == 0, ended.stderr.decode()
 
 
 def test_a_session_arrives_with_its_socket(pair: Pair) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import array
 import contextlib
 import os
 import socket
@@ -77,6 +78,21 @@ def test_descriptors_come_along(pair: Pair) -> None:
             moved.sendall(b"x")
             assert ours.recv(1) == b"x"
         assert not os.get_inheritable(theirs.fileno())
+
+
+def test_descriptors_of_a_malformed_message_do_not_stay_open(pair: Pair) -> None:
+    supervisor, child = pair
+    ours, theirs = socket.socketpair()
+    with ours:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (theirs.fileno(),)))
+        supervisor.sendmsg([b"garbage"], [rights])
+        theirs.close()
+
+        with pytest.raises(HandfastError):
+            receive_in_child(child)
+
+        ours.settimeout(5)
+        assert ours.recv(1) == b""
 
 
 def test_an_end_that_is_gone_is_the_end_of_file(pair: Pair) -> None:

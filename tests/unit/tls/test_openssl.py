@@ -681,6 +681,31 @@ def test_http_is_named_when_it_comes_byte_by_byte(engine: OpenSSLEngine) -> None
     assert caught.value.token == "http_request"
 
 
+def test_close_notify_inside_the_handshake_is_the_peer_giving_up(engine: OpenSSLEngine) -> None:
+    handshake = engine.start("192.0.2.1", 1)
+    handshake.feed(Client().feed(b""))
+
+    with pytest.raises(HandshakeError) as caught:
+        handshake.feed(b"\x15\x03\x03\x00\x02\x01\x00")
+
+    assert caught.value.token == "eof"
+    assert caught.value.outcome is Outcome.FAILED
+
+
+def test_a_full_tls12_handshake_is_not_resumed_in_the_client_role(engine: OpenSSLEngine) -> None:
+    connector = OpenSSLEngine(None, role=Role.CLIENT)
+    connector._context.set_max_proto_version(SSL.TLS1_2_VERSION)
+    client = connector.start("192.0.2.9", 443)
+    server = engine.start("192.0.2.1", 1)
+
+    flight = client.feed(b"")
+    while not client.done:
+        flight = client.feed(server.feed(flight))
+
+    assert not client.session().peer.resumed
+    assert not server.session().peer.resumed
+
+
 @pytest.mark.parametrize("offered", [0x0300, 0x0301, 0x0302])
 def test_an_old_version_is_refused_as_such(engine: OpenSSLEngine, offered: int) -> None:
     client_hello = (
@@ -692,7 +717,7 @@ def test_an_old_version_is_refused_as_such(engine: OpenSSLEngine, offered: int) 
 
     error = first_error(engine, record)
 
-    assert error.token == ("version_too_low" if offered == 0x0300 else "unsupported_protocol")
+    assert error.token == "unsupported_protocol"
     assert error.alert == Alert.PROTOCOL_VERSION
     assert error.output[-2:] == bytes((2, Alert.PROTOCOL_VERSION))
     assert error.outcome is Outcome.DENIED
