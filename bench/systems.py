@@ -107,9 +107,9 @@ servkey: {site.key}
 
 def _handfast_version() -> str:
     program = (
-        "import handfast, uvloop;"
+        "import handfast;"
         "from cryptography.hazmat.backends.openssl import backend;"
-        "print('handfast', handfast.__version__ + ', uvloop', uvloop.__version__ + ',',"
+        "print('handfast', handfast.__version__ + ',',"
         " backend.openssl_version_text())"
     )
     command = [sys.executable, "-c", program]

@@ -6,13 +6,17 @@ import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from handfast.observe.counters import Counters
 from handfast.observe.events import SystemFault
 from handfast.observe.log import Log
 from handfast.process.messages import Drain, End, Query, Ready, Report, receive_in_child, send
 from handfast.transport.loop import Loop
+
+
+LOG_SECONDS: Final = 0.02
+"""How long a line may wait for others: a connection has five, and a write costs as much as one."""
 
 
 class Work(Protocol):
@@ -39,7 +43,7 @@ def run(
     loop = Loop(on_error=lambda error: log.emit(_bug(error)))
 
     def flush_soon() -> None:
-        loop.call_soon(log.flush)
+        loop.call_later(LOG_SECONDS, log.flush)
 
     log.on_pending = flush_soon
     work = start(loop, loop.stop)

@@ -188,8 +188,8 @@ class ToClient:
         writer = connection.writer
         if not writer.closed and not self._send(memoryview(writer.alert(Alert.CLOSE_NOTIFY))):
             return False
-        if self.pending is None:
-            finish(connection.client)
+        if self.pending is None and connection.state is not State.CLOSED:
+            finish(connection.client)  # when both sides have ended, closing says the same
         return True
 
     def _writable(self) -> None:
