@@ -14,7 +14,6 @@ from handfast.observe.log import Log
 from handfast.process.messages import Drain, End, Query, Ready, Report, receive_in_child, send
 from handfast.transport.loop import Loop
 
-
 LOG_SECONDS: Final = 0.02
 """How long a line may wait for others: a connection has five, and a write costs as much as one."""
 

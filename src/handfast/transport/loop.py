@@ -117,8 +117,7 @@ class Loop:
         self._running = False
 
     def run(self) -> None:
-        """Run until `stop`; it can be run again."""
-        self._running = True
+        """Run until `stop`, even if that came before; it can be run again."""
         while self._running:
             try:
                 self._turn()
@@ -126,6 +125,7 @@ class Loop:
                 if self.on_error is None:
                     raise
                 self.on_error(error)
+        self._running = True
 
     def _turn(self) -> None:
         while self._soon and self._running:
