@@ -128,8 +128,10 @@ class Loop:
         self._running = True
 
     def _turn(self) -> None:
-        while self._soon and self._running:
+        while self._soon:
             self._soon.pop(0)()
+            if not self._running:
+                return
         gone, readers, writers = self._gone, self._readers, self._writers
         gone.clear()
         events = self._epoll.poll(self._wait())
