@@ -23,7 +23,7 @@ run: $(BIN)/handfast  ## Start the proxy on its embedded default, and print a cu
 	@$(BIN)/handfast serve
 
 .PHONY: test
-test: lint unit  ## Check and test everything
+test: lint docs unit  ## Check, build and test everything
 
 .PHONY: lint
 lint: $(VENV)/.tested-with
