@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conftest import Certificates, Serve
     from harness.backends import Backend
 
-HEAVY = ("OpenSSL", "cryptography", "uvloop", "yaml", "asyncio")
+HEAVY = ("OpenSSL", "cryptography", "yaml", "asyncio")
 
 
 def configuration(chain: Path, key: Path, extra: str = "") -> str:
