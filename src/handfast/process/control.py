@@ -84,14 +84,8 @@ class ControlServer:
         self.clients: set[Pending] = set()
         self._path = path
         self._loop = loop
-        self._owner = os.getpid()
         self._sock = _bind(path)
         loop.add_reader(self._sock.fileno(), self._accept)
-
-    @property
-    def descriptor(self) -> int:
-        """The listening descriptor."""
-        return self._sock.fileno()
 
     def _accept(self) -> None:
         try:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.config import Listener, TcpAddress, Timeouts, UnixAddress
+from handfast.config import TcpAddress, Timeouts, UnixAddress
 from handfast.errors import HandfastError
 from handfast.handover import channel
 from handfast.handover.message import Handover
@@ -44,11 +44,6 @@ class Service(msgspec.Struct, frozen=True):
     listen_port: int
     family: int
     target: TcpAddress | UnixAddress
-
-
-def service_of(listener: Listener, bound: tuple[str, int], family: int) -> Service:
-    """Describe a listener that is bound to this address."""
-    return Service(bound[0], bound[1], family, listener.target)
 
 
 class Relay:
