@@ -19,7 +19,8 @@ from handfast.errors import ConfigError, HandfastError
 from handfast.observe.events import Level
 from handfast.observe.log import Log
 from handfast.process.commands import control_path, state_directory
-from handfast.process.development import prepare
+from handfast.process.development import DevelopmentCertificate, files_in, prepare
+from handfast.process.fork import fork
 from handfast.process.listening import Bound, is_stale
 from handfast.process.supervisor import Plan, Supervisor
 
@@ -72,8 +73,24 @@ def _option_plan(options: argparse.Namespace) -> Plan:
     return Plan(parsed, "command line", control_path(None), lambda _: None)
 
 
+def _development_certificate(directory: Path) -> DevelopmentCertificate:
+    """Have a child make the files: relays are forked from this process, which must see no key."""
+
+    def make() -> int:
+        try:
+            prepare(directory)
+        except HandfastError as error:
+            sys.stderr.write(f"handfast: {error}\n")
+            return 1
+        return 0
+
+    if os.waitpid(fork("certificates", make, ()), 0)[1]:
+        raise HandfastError("the demo needs its development certificate")
+    return files_in(directory)
+
+
 def _demo_plan(listen: str) -> Plan:
-    files = prepare(state_directory() / "development")
+    files = _development_certificate(state_directory() / "development")
     control = control_path(None)
     demo_path = control.with_name("demo.sock")
     parsed = config.from_options(

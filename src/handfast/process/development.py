@@ -40,11 +40,16 @@ class DevelopmentCertificate(msgspec.Struct, frozen=True):
     key: Path
 
 
-def prepare(directory: Path) -> DevelopmentCertificate:
-    """Give the files, making what is missing or expiring; raises HandfastError."""
-    files = DevelopmentCertificate(
+def files_in(directory: Path) -> DevelopmentCertificate:
+    """Name the files, whether they are there or not."""
+    return DevelopmentCertificate(
         directory / "ca.pem", directory / "localhost.pem", directory / "localhost-key.pem"
     )
+
+
+def prepare(directory: Path) -> DevelopmentCertificate:
+    """Give the files, making what is missing or expiring; raises HandfastError."""
+    files = files_in(directory)
     now = datetime.datetime.now(datetime.UTC)
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
