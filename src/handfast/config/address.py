@@ -1,4 +1,4 @@
-"""Addresses as text: `host:port`, `[::1]:443`, `:8443`, `tcp://host:port`, `unix:/path`."""
+"""Addresses as text: `host:port`, `[::1]:443`, `:8443`, `tcp://host:port`, `unix:/path`, CIDR."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from handfast.errors import ConfigError
 
 MAX_UNIX_PATH: Final = 107  # bytes: sun_path of unix(7) is 108 with its final NUL
 _IP: Final = re.compile(r"[0-9A-Fa-f:.]+(%[A-Za-z0-9_.-]+)?")
+_NETWORK: Final = re.compile(r"[0-9A-Fa-f:.]+(/[0-9]{1,3})?")
 # RFC 1123 section 2.1, with the underscore that container networks use. The last label is not
 # all digits: that is a mistyped IPv4 address.
 _LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_NAME: Final = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\.?\Z){_LABEL}\.?")
+NAME: Final = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\.?\Z){_LABEL}\.?")
 _TCP: Final = re.compile(
     r"(?:\[(?P<v6>[^\]]*)\]|(?P<host>[^\[\]]*)):(?P<port>[0-9]{1,5})", re.DOTALL
 )
@@ -69,9 +70,22 @@ def parse_ip(text: str) -> str:
     raise ConfigError(_not(text, "an IP address"))
 
 
+def parse_network(text: str) -> str:
+    """Parse an IP address or a network, giving CIDR form; raises ConfigError."""
+    if not _NETWORK.fullmatch(text):
+        raise ConfigError(_not(text, "an IP address, or a network such as 10.0.0.0/8"))
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ConfigError(_not(text, "an IP address, or a network such as 10.0.0.0/8")) from None
+    if network.network_address != ipaddress.ip_address(text.partition("/")[0]):
+        raise ConfigError(f"{text} has bits set after its prefix; write {network}")
+    return str(network)
+
+
 def parse_host(text: str) -> str:
     """Parse an IP address or a host name (RFC 1123); raises ConfigError."""
-    if _NAME.fullmatch(text) and len(text) <= 253:
+    if NAME.fullmatch(text) and len(text) <= 253:
         return text
     try:
         return parse_ip(text)

@@ -12,107 +12,70 @@ from typing import Any, Final, get_args
 
 from handfast.config import scalars
 from handfast.config.address import parse_host, parse_ip
-from handfast.config.document import Kind, Value, below, read
-from handfast.config.scalars import AnyParser, choice, duration, file, integer
+from handfast.config.document import Kind, Value, read
+from handfast.config.listeners import LISTENER, listener
+from handfast.config.scalars import AnyParser, boolean, choice, count, duration, file, integer
 from handfast.config.schema import (
-    Address,
     Certificate,
     ClientAuth,
-    ClientAuthMode,
     Config,
+    Isolation,
+    IsolationMode,
+    Limits,
     Listener,
     LogLevel,
+    Service,
+    Target,
     TcpAddress,
     Timeouts,
 )
-from handfast.config.shape import Shape, either, excludes, list_of, required
+from handfast.config.shape import Shape, either, excludes, keywords, list_of, required
 from handfast.errors import ConfigError, Problem
 
 MAX_WORKERS: Final = 1024
-PASSWORDS: Final = ("key-password", "key-password-file", "key-password-env")
 
 TIMEOUTS: Final[dict[str, AnyParser]] = {
     "handshake-timeout": duration(1),
     "connect-timeout": duration(1),
     "idle-timeout": duration(0),
     "half-closed-timeout": duration(1),
+    "lifetime-timeout": duration(0),
     "drain-timeout": duration(0),
 }
+ISOLATION: Final[dict[str, AnyParser]] = {
+    "user": scalars.text,
+    "group": scalars.text,
+    "chroot": file,
+    "isolation": choice(*get_args(IsolationMode)),
+}
+LIMITS: Final = Shape(
+    fields={
+        "connections": count,
+        "connections-per-source": count,
+        "handshake-rate-per-source": count,
+        "handshakes": count,
+        "source-prefix-v4": integer(1, 32),
+        "source-prefix-v6": integer(1, 128),
+    }
+)
+
+
+def _limits(value: Value) -> Limits:
+    return Limits(**keywords(LIMITS.read(value)))
+
+
 COMMON: Final[dict[str, AnyParser]] = {
     "nworkers": integer(0, MAX_WORKERS),
     "logfile": scalars.output,
     "loglevel": choice(*get_args(LogLevel)),
     "control": file,
+    "pidfile": file,
+    "metrics": scalars.listen,
+    "watch": boolean,
+    **ISOLATION,
     **TIMEOUTS,
+    "limits": _limits,
 }
-
-CERTIFICATE: Final = Shape(
-    fields={
-        "chain": file,
-        "cert": file,
-        "cacerts": list_of(file),
-        "key": file,
-        "key-password": scalars.password,
-        "key-password-file": file,
-        "key-password-env": scalars.variable,
-    },
-    rules=(
-        required("key", "the file of the private key"),
-        either("chain", "cert", "`chain`, one PEM file with the leaf first"),
-        excludes("chain", "cert", "cacerts"),
-        *(excludes(one, other) for one, other in (*pairwise(PASSWORDS), PASSWORDS[::2])),
-    ),
-)
-
-
-def _mode_needs_trust(value: Value) -> Iterable[Problem]:
-    mode = value.entries.get("mode")
-    if (
-        mode
-        and mode.text.lower() in {"optional", "require"}
-        and "trusted-certs" not in value.entries
-    ):
-        message = f"is missing; mode {mode.text} needs the certificates to trust"
-        yield Problem(message, below(value.path, "trusted-certs"), value.line)
-
-
-CLIENT_AUTH: Final = Shape(
-    fields={"mode": choice(*get_args(ClientAuthMode)), "trusted-certs": list_of(file)},
-    rules=(required("mode", "none, optional or require"), _mode_needs_trust),
-)
-
-
-def _certificate(value: Value) -> Certificate:
-    return Certificate(**_keywords(CERTIFICATE.read(value)))
-
-
-def _client_auth(value: Value) -> ClientAuth:
-    return ClientAuth(**_keywords(CLIENT_AUTH.read(value)))
-
-
-LISTENER: Final = Shape(
-    fields={
-        "listen": scalars.listen,
-        "name": scalars.text,
-        "certificates": list_of(_certificate, most=1),
-        "client-auth": _client_auth,
-        "target": scalars.target,
-        "alpn": list_of(scalars.protocol, least=0, most=100),
-    },
-    rules=(
-        required("listen", "an address such as 0.0.0.0:443"),
-        required("target", "where to forward to, such as tcp://127.0.0.1:80"),
-        required("certificates", "a list with the certificate to show"),
-    ),
-)
-
-
-def listener(value: Value) -> Listener:
-    """Take one entry of `listeners`."""
-    found = LISTENER.read(value)
-    address: Address = found.pop("listen")
-    return Listener(address=address, **{"name": str(address), **_keywords(found)})
-
 
 # The flat keys that have another name and place in the full dialect.
 _IN_FULL: Final = {
@@ -205,22 +168,26 @@ def _config(root: Value, cores: int) -> Config:
 
 def assemble(found: dict[str, Any], listeners: tuple[Listener, ...], cores: int) -> Config:
     """Put a Config together from what COMMON's parsers found; other keys are ignored."""
-    timeouts = {
-        key.removesuffix("-timeout").replace("-", "_"): found[key]
-        for key in TIMEOUTS
-        if key in found
+    timeouts = {key.removesuffix("-timeout"): found[key] for key in TIMEOUTS if key in found}
+    isolation = {
+        "mode" if key == "isolation" else key: found[key] for key in ISOLATION if key in found
     }
-    rest = {key: found[key] for key in ("logfile", "loglevel", "control") if key in found}
+    plain = COMMON.keys() - TIMEOUTS.keys() - ISOLATION.keys()
+    rest = {key: found[key] for key in plain if key in found}
     return Config(
-        nworkers=found.get("nworkers") or cores,
-        timeouts=Timeouts(**timeouts),
-        listeners=listeners,
-        **rest,
+        **{
+            **rest,
+            "nworkers": found.get("nworkers") or cores,
+            "isolation": Isolation(**isolation),
+            "timeouts": Timeouts(**keywords(timeouts)),
+            "listeners": listeners,
+        }
     )
 
 
 def _flat_listener(found: dict[str, Any]) -> Listener:
     address = TcpAddress(host=found["listen-ip"], port=found["listen-port"])
+    target = TcpAddress(host=found["target-ip"], port=found["target-port"])
     trusted = found.get("trusted-certs", ())
     certificate = Certificate(
         chain=found.get("cert-chain"),
@@ -236,7 +203,7 @@ def _flat_listener(found: dict[str, Any]) -> Listener:
         address=address,
         certificates=(certificate,),
         client_auth=ClientAuth(mode="require" if trusted else "none", trusted_certs=trusted),
-        target=TcpAddress(host=found["target-ip"], port=found["target-port"]),
+        service=Service(targets=(Target(address=target),)),
     )
 
 
@@ -254,7 +221,3 @@ def _collisions(listeners: tuple[Listener, ...], values: tuple[Value, ...]) -> I
             if first is not value:
                 message = f"is the same as that of {first.path} on line {first.line}; change one"
                 yield value.entries[key].problem(message)
-
-
-def _keywords(found: dict[str, Any]) -> dict[str, Any]:
-    return {key.replace("-", "_"): item for key, item in found.items()}

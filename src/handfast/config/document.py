@@ -20,7 +20,7 @@ from handfast.errors import ConfigError, Problem
 
 MAX_TEXT: Final = 1 << 20  # characters
 MAX_DEPTH: Final = 20
-MAX_VALUES: Final = 10_000
+MAX_VALUES: Final = 50_000
 EMPTY: Final = (
     "the configuration is empty; write at least one entry under `listeners:`, "
     "with `listen`, `certificates` and `target`"

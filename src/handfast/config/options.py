@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from handfast.config.dialects import COMMON, assemble, listener
+from handfast.config.dialects import COMMON, assemble
 from handfast.config.document import Kind, Value
+from handfast.config.listeners import listener
 from handfast.config.schema import Config
 from handfast.config.shape import Shape
 from handfast.errors import ConfigError, Problem

@@ -1,4 +1,4 @@
-"""Where a configuration names a file, for mistakes that are found inside that file."""
+"""Where a configuration has what a mistake is about that shows later: in a file, say."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from handfast.errors import Problem
 
 
 def locate(problem: Problem, text: str, *, base: str = "") -> Problem:
-    """Point a problem at the value of the configuration that names what it is about.
+    """Point a problem at the value of the configuration that it is about.
 
-    The message of such a problem starts with the name of a file (or of an environment variable)
-    and a colon. `text` has been parsed without a mistake. What is not found stays as it is.
+    Its message starts with the name of a file (or of an environment variable) that the value has,
+    and a colon; or its path is known, or stands there instead. `text` has been parsed without a
+    mistake. What is not found stays as it is.
     """
+    if problem.line:
+        return problem
     about = problem.message.partition(": ")[0].split(", ")[0]
-    for value in _texts(read(text, base).root):
-        if about in (value.text, os.path.join(base, value.text)):  # noqa: PTH118  text, text out
+    values = [*_values(read(text, base).root)]
+    for value in values:
+        if value.kind is Kind.TEXT and about in (value.text, os.path.join(base, value.text)):  # noqa: PTH118  text, text out
             return value.problem(problem.message)
+    for value in values:
+        if value.path and value.path in (problem.path, about):
+            return value.problem(problem.message.removeprefix(f"{value.path}: "))
     return problem
 
 
-def _texts(value: Value) -> Iterator[Value]:
-    if value.kind is Kind.TEXT:
-        yield value
+def _values(value: Value) -> Iterator[Value]:
+    yield value
     for below in (*value.items, *value.entries.values()):
-        yield from _texts(below)
+        yield from _values(below)

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from handfast.config.address import parse_listen, parse_target, parse_unix
+from handfast.config.address import parse_listen, parse_network, parse_target, parse_unix
 from handfast.config.document import UNPRINTABLE, Kind, Value, shown
-from handfast.config.schema import Address, Secret
+from handfast.config.schema import JOURNALD, SYSLOG, Address, Secret
 from handfast.errors import ConfigError
 
 T = TypeVar("T")
@@ -17,6 +17,7 @@ Parser = Callable[[Value], T]
 AnyParser = Callable[[Value], Any]
 
 UNITS: Final = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}  # in milliseconds
+MAX_COUNT: Final = 10_000_000
 LONGEST: Final = 7 * 24 * UNITS["h"]
 _DURATION: Final = re.compile(r"([0-9]{1,12})(ms|s|m|h)")
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -63,8 +64,26 @@ def file(value: Value) -> str:
 
 
 def output(value: Value) -> str | None:
-    """Take a file name, or `-` for standard output (None)."""
+    """Take a file name, `-` for standard output (None), or `syslog` or `journald` as they are."""
+    if value.text in {SYSLOG, JOURNALD}:
+        return value.text
     return None if value.text == "-" else file(value)
+
+
+def boolean(value: Value) -> bool:
+    """Take true or false; YAML 1.1 has yes, no, on and off for them, too."""
+    if value.kind is not Kind.BOOLEAN:
+        raise expected(value, "true or false")
+    return is_true(value)
+
+
+def is_true(value: Value | None) -> bool:
+    """Tell whether a key is there and says true."""
+    return (
+        value is not None
+        and value.kind is Kind.BOOLEAN
+        and value.text.lower() in {"true", "yes", "on"}
+    )
 
 
 def integer(lowest: int, highest: int) -> Parser[int]:
@@ -104,7 +123,8 @@ def choice(*names: str) -> Parser[str]:
     words = {name.lower(): name for name in names}
 
     def parse(value: Value) -> str:
-        word = words.get(value.text.lower()) if value.kind is Kind.TEXT else None
+        # A bare 1.2, of TLS, is a number to YAML.
+        word = words.get(value.text.lower()) if value.kind in {Kind.TEXT, Kind.NUMBER} else None
         if word is None:
             raise expected(value, f"one of {', '.join(names)}")
         return word
@@ -141,6 +161,8 @@ def address(parse_text: Callable[[str], Address], what: str) -> Parser[Address]:
 
 listen: Final = address(parse_listen, "an address such as 0.0.0.0:443, '[::]:443' or unix:/path")
 target: Final = address(parse_target, "a target such as tcp://127.0.0.1:80 or unix:/path")
+network: Final = by(parse_network, "an IP address, or a network such as 10.0.0.0/8")
+count: Final = integer(0, MAX_COUNT)
 
 
 def protocol(value: Value) -> str:

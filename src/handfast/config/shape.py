@@ -1,4 +1,4 @@
-"""What a mapping or list may hold: a table of parsers by key, and rules between the keys.
+"""What a mapping or list may hold: parsers by key, rules between keys, checks between values.
 
 Every mistake is collected: a parser that fails does not stop the next one.
 """
@@ -17,13 +17,18 @@ from handfast.errors import ConfigError, Problem
 
 T = TypeVar("T")
 Rule = Callable[[Value], Iterable[Problem]]
+Check = Callable[[Value, Mapping[str, Any]], Iterable[Problem]]
 
 
 class Shape(Struct, frozen=True, kw_only=True):
-    """A mapping's keys with their parsers, its rules, and advice for keys that belong elsewhere."""
+    """A mapping's keys with their parsers, its rules, and advice for keys that belong elsewhere.
+
+    The checks get what the parsers found, so they run when nothing else is wrong.
+    """
 
     fields: Mapping[str, AnyParser]
     rules: tuple[Rule, ...] = ()
+    checks: tuple[Check, ...] = ()
     elsewhere: Mapping[str, str] = {}
 
     def read(self, value: Value) -> dict[str, Any]:
@@ -38,6 +43,8 @@ class Shape(Struct, frozen=True, kw_only=True):
             else:
                 problems.append(child.problem(self._unknown(key)))
         if problems or len(found) < len(value.entries):
+            raise ConfigError(*problems)
+        if problems := [problem for check in self.checks for problem in check(value, found)]:
             raise ConfigError(*problems)
         return found
 
@@ -70,12 +77,22 @@ def list_of(parser: Parser[T], *, least: int = 1, most: int = 1000) -> Parser[tu
     return parse
 
 
+def one_or_many(parser: Parser[T]) -> Parser[tuple[T, ...]]:
+    """Take a list, or a single item for a list of one."""
+    many = list_of(parser)
+
+    def parse(value: Value) -> tuple[T, ...]:
+        return many(value) if value.kind is Kind.LIST else (parser(value),)
+
+    return parse
+
+
 def required(key: str, remedy: str) -> Rule:
     """Demand a key."""
 
     def rule(value: Value) -> Iterable[Problem]:
         if key not in value.entries:
-            yield _missing(value, key, f"is missing; write {remedy}")
+            yield missing(value, key, f"is missing; write {remedy}")
 
     return rule
 
@@ -85,7 +102,7 @@ def either(first: str, second: str, remedy: str) -> Rule:
 
     def rule(value: Value) -> Iterable[Problem]:
         if first not in value.entries and second not in value.entries:
-            yield _missing(value, first, f"is missing, and so is `{second}`; write {remedy}")
+            yield missing(value, first, f"is missing, and so is `{second}`; write {remedy}")
 
     return rule
 
@@ -102,7 +119,25 @@ def excludes(key: str, *others: str) -> Rule:
     return rule
 
 
-def _missing(value: Value, key: str, message: str) -> Problem:
+def needs(key: str, *others: str) -> Rule:
+    """Refuse a key that is beside none of the others."""
+
+    def rule(value: Value) -> Iterable[Problem]:
+        if key in value.entries and not any(other in value.entries for other in others):
+            wanted = " or ".join(f"`{other}`" for other in others)
+            message = f"has no meaning without {wanted}; add one or remove it"
+            yield value.entries[key].problem(message)
+
+    return rule
+
+
+def keywords(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what was found under the names of the structs' fields."""
+    return {key.replace("-", "_"): item for key, item in found.items()}
+
+
+def missing(value: Value, key: str, message: str) -> Problem:
+    """Give a problem with a key that is not there."""
     return Problem(message, below(value.path, key), value.line)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from handfast import config
+from handfast.config.address import parse_network
 from handfast.errors import ConfigError
 
 
@@ -37,3 +38,31 @@ def test_credentials_in_a_target_are_not_shown() -> None:
         config.parse_target("tcp://me:hunter22@db:5432")
 
     assert "hunter22" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "cidr"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("192.0.2.7", "192.0.2.7/32"),
+        ("::1", "::1/128"),
+        ("2001:DB8:0::/32", "2001:db8::/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+    ],
+)
+def test_a_network_is_given_in_cidr_form(text: str, cidr: str) -> None:
+    assert parse_network(text) == cidr
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "10.0.0.0/33", "10.0.0.0/255.0.0.0", "10.0.0.0/", "fe80::1%eth0", "h/8", "300.0.0.1"],
+)
+def test_a_wrong_network_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected an IP address, or a network"):
+        parse_network(text)
+
+
+def test_a_network_with_bits_after_its_prefix_is_refused_with_what_it_could_mean() -> None:
+    with pytest.raises(ConfigError, match=r"write 10\.0\.0\.0/8"):
+        parse_network("10.0.0.1/8")

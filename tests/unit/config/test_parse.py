@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from handfast import config
+from handfast.config.clients import CLIENT_AUTH, RULE, WHO
+from handfast.config.dialects import FLAT as FLAT_SHAPE
+from handfast.config.dialects import FULL, LIMITS
+from handfast.config.listeners import CERTIFICATE
+from handfast.config.listeners import LISTENER as LISTENER_SHAPE
+from handfast.config.negotiation import TLS
+from handfast.config.services import ROUTE, TARGET, TARGET_TLS
+from handfast.config.shape import Shape
 from handfast.errors import ConfigError
 
-EXAMPLES = sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))
+ROOT = Path(__file__).parents[3]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 FLAT = """\
 listen-ip: 0.0.0.0
 listen-port: 8443
@@ -18,6 +28,8 @@ target-port: 8080
 servkey: key.pem
 cert-chain: chain.pem
 """
+SHAPES = (FLAT_SHAPE, FULL, LIMITS, LISTENER_SHAPE, CERTIFICATE, TLS, CLIENT_AUTH, RULE, WHO,
+          TARGET, TARGET_TLS, ROUTE)  # fmt: skip
 LISTENER = "{listen: '127.0.0.1:0', target: 'unix:/s', certificates: [{chain: c, key: k}]}"
 
 
@@ -34,17 +46,80 @@ def test_every_example_loads_and_survives_effective(path: Path) -> None:
     assert config.parse(config.effective(parsed)) == parsed
 
 
+def test_the_flat_example_has_every_key_of_the_dialect() -> None:
+    text = (ROOT / "examples" / "flat.yaml").read_text()
+
+    assert [key for key in FLAT_SHAPE.fields if f"{key}:" not in text] == []
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "-".join(list(shape.fields)[:2]))
+def test_the_reference_names_every_key(shape: Shape) -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+
+    assert [key for key in shape.fields if f"`{key}`" not in text] == []
+
+
 def test_the_flat_dialect_becomes_one_listener() -> None:
     parsed = config.parse(FLAT + "trusted-certs: [ca.pem]\nconnect-timeout: 250\n", base="/etc")
 
     (listener,) = parsed.listeners
     assert listener.name == str(listener.address) == "0.0.0.0:8443"
-    assert listener.target == config.TcpAddress(host="127.0.0.1", port=8080)
+    target = config.Target(address=config.TcpAddress(host="127.0.0.1", port=8080))
+    assert listener.service == config.Service(targets=(target,))
     assert listener.certificates == (
         config.Certificate(chain="/etc/chain.pem", key="/etc/key.pem"),
     )
     assert listener.client_auth == config.ClientAuth(mode="require", trusted_certs=("/etc/ca.pem",))
     assert parsed.timeouts == config.Timeouts(connect=0.25)
+
+
+def test_the_keys_for_the_whole_of_handfast_are_the_same_in_both_dialects() -> None:
+    common = """\
+pidfile: handfast.pid
+metrics: 127.0.0.1:9464
+watch: true
+user: www-data
+group: ssl
+chroot: empty
+isolation: required
+lifetime-timeout: 24h
+limits: {connections: 9, connections-per-source: 8, handshake-rate-per-source: 7, handshakes: 6,
+  source-prefix-v4: 24, source-prefix-v6: 56}
+"""
+    flat = config.parse(FLAT + common, base="/etc")
+    full = config.parse(f"listeners: [{LISTENER}]\n{common}", base="/etc")
+
+    assert msgspec.structs.replace(flat, listeners=()) == msgspec.structs.replace(
+        full, listeners=()
+    )
+    assert (flat.pidfile, flat.watch) == ("/etc/handfast.pid", True)
+    assert flat.metrics == config.TcpAddress(host="127.0.0.1", port=9464)
+    assert flat.timeouts.lifetime == 86400
+    assert flat.isolation == config.Isolation(
+        user="www-data", group="ssl", chroot="/etc/empty", mode="required"
+    )
+    assert flat.limits == config.Limits(
+        connections=9,
+        connections_per_source=8,
+        handshake_rate_per_source=7,
+        handshakes=6,
+        source_prefix_v4=24,
+        source_prefix_v6=56,
+    )
+
+
+@pytest.mark.parametrize(
+    ("written", "logfile"),
+    [
+        ("'-'", None),
+        ("syslog", config.SYSLOG),
+        ("journald", config.JOURNALD),
+        ("./syslog", "/etc/./syslog"),
+        ("a.log", "/etc/a.log"),
+    ],
+)
+def test_some_logfiles_are_no_files(written: str, logfile: str | None) -> None:
+    assert config.parse(f"{FLAT}logfile: {written}\n", base="/etc").logfile == logfile
 
 
 def test_no_workers_means_as_many_as_cores() -> None:
@@ -75,6 +150,16 @@ def test_no_workers_means_as_many_as_cores() -> None:
         ("idle-timeout: 10", ""),
         ("idle-timeout: 10 s", "milliseconds, or text with a unit"),
         ("handshake-timeout: 0", "expected a time from 1ms"),
+        ("watch: 1", "expected true or false, got the integer 1"),
+        ("isolation: none", "expected one of preferred, required"),
+        ("user: 65534", "expected text (put quotes around it), got the integer 65534"),
+        ("metrics: 9464", "expected an address"),
+        (
+            "limits: {source-prefix-v4: 0}",
+            "limits.source-prefix-v4: expected an integer from 1 to 32",
+        ),
+        ("limits: {conections: 1}", "limits.conections: unknown key; did you mean `connections`?"),
+        ("routes: []", "belongs in an entry of `listeners`"),
         ("---\na: b", "line 7: a second document"),
         ("logfile: " + "[" * 50, "nested deeper than 20"),
         (f"listeners: [{LISTENER}]", "write `target: tcp://host:port` in a listener"),

@@ -33,7 +33,20 @@ def test_a_mistake_inside_a_file_points_at_the_line_that_names_it(
     assert found == Problem(f"{about}: is wrong", path, line)
 
 
-def test_a_mistake_about_nothing_that_is_named_stays_as_it_is() -> None:
-    problem = Problem("the certificate of CN=x is refused: too weak", "listeners[0]")
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem("the certificate of CN=x is refused: too weak", "listeners[0]"),
+        Problem("listeners[0]: the certificate of CN=x is refused: too weak"),
+    ],
+)
+def test_a_mistake_about_a_value_points_at_its_line(problem: Problem) -> None:
+    found = locate(problem, TEXT, base="/srv")
+
+    assert found == Problem("the certificate of CN=x is refused: too weak", "listeners[0]", 2)
+
+
+def test_a_mistake_about_nothing_that_is_there_stays_as_it_is() -> None:
+    problem = Problem("cannot be changed", "nworkers")
 
     assert locate(problem, TEXT, base="/srv") == problem
