@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from cryptography import x509
@@ -21,8 +21,25 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 from handfast.errors import ConfigError
+
+_SIGNATURES: Final = {
+    SignatureAlgorithmOID.RSA_WITH_SHA1: "RSA-SHA1",
+    SignatureAlgorithmOID.RSA_WITH_SHA224: "RSA-SHA224",
+    SignatureAlgorithmOID.RSA_WITH_SHA256: "RSA-SHA256",
+    SignatureAlgorithmOID.RSA_WITH_SHA384: "RSA-SHA384",
+    SignatureAlgorithmOID.RSA_WITH_SHA512: "RSA-SHA512",
+    SignatureAlgorithmOID.RSASSA_PSS: "RSASSA-PSS",
+    SignatureAlgorithmOID.ECDSA_WITH_SHA1: "ecdsa-with-SHA1",
+    SignatureAlgorithmOID.ECDSA_WITH_SHA224: "ecdsa-with-SHA224",
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: "ecdsa-with-SHA256",
+    SignatureAlgorithmOID.ECDSA_WITH_SHA384: "ecdsa-with-SHA384",
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: "ecdsa-with-SHA512",
+    SignatureAlgorithmOID.ED25519: "ED25519",
+    SignatureAlgorithmOID.ED448: "ED448",
+}
 
 PrivateKey: TypeAlias = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -57,6 +74,33 @@ def facts(certificate: x509.Certificate) -> CertificateFacts:
         certificate.subject.rfc4514_string(),
         certificate.issuer.rfc4514_string(),
     )
+
+
+def algorithms(certificate: x509.Certificate) -> tuple[str, str]:
+    """Name a certificate's key and its signature as OpenSSL does: RSA2048 and RSA-SHA256."""
+    key = certificate.public_key()
+    oid = certificate.signature_algorithm_oid
+    kind = "RSA" if isinstance(key, rsa.RSAPublicKey) else "EC"
+    size = getattr(key, "key_size", "")
+    return f"{kind}{size}", _SIGNATURES.get(oid, oid.dotted_string)
+
+
+def certificate_fields(chain: tuple[bytes, ...]) -> dict[str, Any]:
+    """Describe the leaf of a client's chain (DER, leaf first) in the fields of an event.
+
+    There are none when it cannot be read.
+    """
+    if not chain:
+        return {}
+    try:
+        leaf = facts(x509.load_der_x509_certificate(chain[0]))
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
+        return {}  # OpenSSL reads what this parser refuses
+    return {
+        "client_cert_fingerprint": leaf.fingerprint,
+        "client_cert_subject": leaf.subject,
+        "client_cert_issuer": leaf.issuer,
+    }
 
 
 def parse_chain(pem: bytes, name: str) -> tuple[x509.Certificate, ...]:

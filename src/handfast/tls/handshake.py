@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from handfast.errors import PeerError
 from handfast.tls.alerts import Alert
+from handfast.tls.hello import first_message
 from handfast.tls.record import HEADER, MAX_CIPHERTEXT_12, MAX_CIPHERTEXT_13, MAX_PLAINTEXT
 from handfast.tls.session import Session
 
@@ -132,3 +133,52 @@ def record_end(data: bytes | bytearray, position: int) -> int:
             "empty record in the handshake", token="empty_record", alert=Alert.UNEXPECTED_MESSAGE
         )
     return position + HEADER + size
+
+
+class FirstMessage:
+    """Finds the end of the first message of a stream that grows: a hello, in however many records.
+
+    Each byte is looked at once, so that a peer that sends one at a time costs no more than others.
+    """
+
+    __slots__ = ("_client", "_have", "_need", "end", "stream")
+
+    def __init__(self, stream: bytearray, *, client: bool) -> None:
+        self.stream = stream
+        self.end = 0
+        """How many bytes of whole records have been found."""
+        self._client = client
+        self._have = 0  # bytes of the message in them
+        self._need = 4
+
+    def whole(self) -> bool:
+        """Tell whether the message is there. Raises HandshakeError for what cannot become one.
+
+        A stream that begins with another record (an alert) counts as whole with that record.
+        """
+        stream = self.stream
+        if self._client and not self.end:
+            check_start(stream)
+        while self._have < self._need:
+            start = self.end
+            end = record_end(stream, start)
+            if not end or end > len(stream):
+                return False
+            if end > MAX_HANDSHAKE:  # however little of the message is in each record
+                raise _too_long(end)
+            self.end = end
+            if stream[start] != _HANDSHAKE:
+                break
+            self._have += end - start - HEADER
+            if self._need == 4 and self._have >= 4:
+                self._need += int.from_bytes(first_message(bytes(stream[:end]))[1:4], "big")
+            if self._need > MAX_HANDSHAKE:
+                raise _too_long(self._need)
+        return True
+
+
+def _too_long(size: int) -> HandshakeError:
+    return HandshakeError(
+        f"first message of {size} bytes or more", token="handshake_too_long",
+        alert=Alert.DECODE_ERROR,
+    )  # fmt: skip

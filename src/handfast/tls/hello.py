@@ -1,7 +1,9 @@
 """Reads hello messages: what a client offered and what a server chose.
 
-Only to tell and to route, never to decide the handshake: that is the engine's. Sources: RFC 8446,
-sections 4.1.2 and 4.1.3; RFC 6066, section 3 (server_name); RFC 7301 (ALPN).
+Only to tell and to route, never to decide the handshake: that is the engine's. What can be read in
+two ways (an extension twice, two names) is refused, so that no server behind us reads it otherwise.
+Sources: RFC 8446, sections 4.1.2, 4.1.3, 4.2 and 4.2.7; RFC 6066, section 3 (server_name); RFC 7301
+(ALPN).
 """
 
 from __future__ import annotations
@@ -15,18 +17,20 @@ from handfast.errors import PeerError
 from handfast.tls.alerts import Alert
 
 _SERVER_NAME: Final = 0
+_SUPPORTED_GROUPS: Final = 10
 _ALPN: Final = 16
 _PRE_SHARED_KEY: Final = 41
 _SUPPORTED_VERSIONS: Final = 43
 
 
 class ClientHello(msgspec.Struct, frozen=True):
-    """What a client offered. `sni` is as sent, not checked; `versions` are wire numbers."""
+    """What a client offered. `sni` is as sent, not checked; the numbers are those on the wire."""
 
     versions: tuple[int, ...]
     suites: tuple[int, ...]
     sni: bytes = b""
     alpn: tuple[bytes, ...] = ()
+    groups: tuple[int, ...] = ()
 
 
 class ServerHello(msgspec.Struct, frozen=True):
@@ -73,19 +77,28 @@ def _extensions(cursor: _Cursor) -> Iterator[tuple[int, bytes]]:
     if not cursor.left:
         return
     inner = _Cursor(cursor.vector(2))
+    seen = set()
     while inner.left:
         kind = inner.number(2)
+        if kind in seen:
+            raise PeerError(f"two extensions {kind} in a hello", alert=Alert.ILLEGAL_PARAMETER)
+        seen.add(kind)
         yield kind, inner.vector(2)
+    if cursor.left:
+        raise PeerError("bytes behind the extensions of a hello", alert=Alert.DECODE_ERROR)
 
 
 def _server_name(body: bytes) -> bytes:
     names = _Cursor(_Cursor(body).vector(2))
+    found = []
     while names.left:
         kind = names.number(1)
         name = names.vector(2)
         if kind == 0:
-            return name
-    return b""
+            found.append(name)
+    if len(found) > 1:
+        raise PeerError("a hello asks for two host names", alert=Alert.ILLEGAL_PARAMETER)
+    return found[0] if found else b""
 
 
 def _protocols(body: bytes) -> tuple[bytes, ...]:
@@ -113,14 +126,17 @@ def parse_client_hello(data: bytes) -> ClientHello:
     cursor.vector(1)
     sni = b""
     alpn: tuple[bytes, ...] = ()
+    groups: tuple[int, ...] = ()
     for kind, body in _extensions(cursor):
         if kind == _SERVER_NAME:
             sni = _server_name(body)
         elif kind == _ALPN:
             alpn = _protocols(body)
+        elif kind == _SUPPORTED_GROUPS:
+            groups = _numbers(_Cursor(body).vector(2))
         elif kind == _SUPPORTED_VERSIONS:
             versions = _numbers(_Cursor(body).vector(1))
-    return ClientHello(versions, suites, sni, alpn)
+    return ClientHello(versions, suites, sni, alpn, groups)
 
 
 def parse_server_hello(data: bytes) -> ServerHello:
@@ -145,7 +161,7 @@ def first_message(records: bytes) -> bytes:
 
     Gives as much of it as is there; empty when the stream does not start with a handshake record.
     """
-    message = b""
+    message = bytearray()  # grows in place: a record may bring a single byte
     position = 0
     while len(records) - position > 5 and records[position] == 22:
         size = int.from_bytes(records[position + 3 : position + 5], "big")
@@ -153,4 +169,4 @@ def first_message(records: bytes) -> bytes:
         if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4], "big"):
             break
         position += 5 + size
-    return message[: 4 + int.from_bytes(message[1:4], "big")]
+    return bytes(message[: 4 + int.from_bytes(message[1:4], "big")])

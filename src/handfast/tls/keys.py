@@ -68,6 +68,14 @@ class Suite(msgspec.Struct, frozen=True):
         return self.aead is AESGCM
 
     @property
+    def openssl_name(self) -> str:
+        """The name that OpenSSL has for it; in TLS 1.3 it is the registry's."""
+        if self.version == TLS13:
+            return self.name
+        plain = self.name.removeprefix("TLS_").replace("WITH_AES_", "AES").replace("WITH_", "")
+        return plain.replace("_", "-").replace("POLY1305-SHA256", "POLY1305")
+
+    @property
     def hash_length(self) -> int:
         """Bytes of a traffic secret."""
         return hashlib.new(self.hash_name).digest_size

@@ -22,36 +22,31 @@ belong to it; they are kept in two lists of this module.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final, NoReturn
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from OpenSSL import SSL, crypto
 
 from handfast.errors import HandfastBug, PeerError
 from handfast.tls.alerts import Alert, plaintext_alert
+from handfast.tls.certificates import algorithms
 from handfast.tls.handshake import (
     MAX_HANDSHAKE,
+    FirstMessage,
     HandshakeError,
     Outcome,
-    check_start,
     record_end,
 )
-from handfast.tls.hello import first_message, parse_server_hello
-from handfast.tls.keys import IV_LENGTH, SUITES, TLS12, TLS13, Suite, tls12_secrets, traffic_key
+from handfast.tls.hello import first_message, parse_client_hello, parse_server_hello
+from handfast.tls.keys import IV_LENGTH, SUITES, TLS12, Suite, tls12_secrets, traffic_key
 from handfast.tls.record import ALERT, CHANGE_CIPHER_SPEC, HANDSHAKE
 from handfast.tls.session import Consumed, Direction, Peer, Role, Session
 
 _OUTPUT: Final = 1 << 14
 
-# OpenSSL's names of the suites; those of TLS 1.3 are the registry's.
-_OPENSSL_NAMES: Final = {
-    "ECDHE-ECDSA-AES128-GCM-SHA256": 0xC02B,
-    "ECDHE-ECDSA-AES256-GCM-SHA384": 0xC02C,
-    "ECDHE-RSA-AES128-GCM-SHA256": 0xC02F,
-    "ECDHE-RSA-AES256-GCM-SHA384": 0xC030,
-    "ECDHE-RSA-CHACHA20-POLY1305": 0xCCA8,
-    "ECDHE-ECDSA-CHACHA20-POLY1305": 0xCCA9,
-} | {suite.name: suite.code for suite in SUITES.values() if suite.version == TLS13}
+_BY_OPENSSL_NAME: Final = {suite.openssl_name: suite for suite in SUITES.values()}
 
 _SECRET_LABELS: Final = (b"CLIENT_TRAFFIC_SECRET_0 ", b"SERVER_TRAFFIC_SECRET_0 ")
 
@@ -60,6 +55,9 @@ _TOKENS: Final = {
     "version too low": "unsupported_protocol",
     "closed during the handshake": "eof",
 }
+
+# draft-ietf-tls-ecdhe-mlkem: the one hybrid group that OpenSSL offers by itself, and prefers.
+_X25519MLKEM768: Final = 0x11EC
 
 _secret_lines: Final[list[bytes]] = []
 _refused: Final[list[tuple[str, bytes]]] = []
@@ -91,36 +89,38 @@ def _der(certificate: crypto.X509) -> bytes:
     return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """What an engine's handshakes have in common, beside their contexts."""
+
+    role: Role
+    verifies: bool
+    post_quantum: bool
+
+
 class OpenSSLHandshake:
     """One handshake in progress: see `handshake.Handshake`."""
 
     __slots__ = (
         "_connection",
         "_explicit_nonce",
-        "_first_have",
-        "_first_need",
+        "_first",
         "_last_output",
         "_pending",
         "_received",
         "_resumed_12",
-        "_role",
-        "_scanned",
         "_secrets",
-        "_verifies",
+        "_terms",
         "_who",
         "done",
         "hello",
     )
 
-    def __init__(self, connection: SSL.Connection, role: Role, who: Peer, verifies: bool) -> None:
+    def __init__(self, connection: SSL.Connection, terms: Terms, who: Peer) -> None:
         self._connection: SSL.Connection | None = connection
-        self._role = role
+        self._terms = terms
         self._who = who
-        self._verifies = verifies
         self._pending = bytearray()  # grows in place: a peer may send a byte at a time
-        self._scanned = 0  # bytes of whole records at the start of _pending, not fed yet
-        self._first_have = 0  # bytes of the peer's first message in them
-        self._first_need = 4
+        self._first = FirstMessage(self._pending, client=terms.role is Role.SERVER)
         self._received = 0
         self._secrets: list[bytes] = []
         self._last_output = b""
@@ -150,11 +150,11 @@ class OpenSSLHandshake:
         pending += data
         output = b""
         if not self.hello:
-            if self._role is Role.CLIENT and not data:
+            if self._terms.role is Role.CLIENT and not data:
                 return self._drive(b"")
             if not pending or not self._first_is_whole():
                 return b""
-            output = self._take(self._scanned)
+            output = self._take(self._first.end)
         while not self.done:
             end = self._next_end()
             if not end:
@@ -169,28 +169,27 @@ class OpenSSLHandshake:
         return output
 
     def _first_is_whole(self) -> bool:
-        """Tell whether the peer's first message is there, in however many records."""
-        pending = self._pending
-        if self._role is Role.SERVER and not self._scanned:
-            check_start(pending)
-        while self._first_have < self._first_need:
-            start = self._scanned
-            end = record_end(pending, start)
-            if not end or end > len(pending):
-                return False
-            self._scanned = end
-            if pending[start] != HANDSHAKE:
-                break  # an alert instead: OpenSSL says what it means
-            self._first_have += end - start - 5
-            if self._first_need == 4 and self._first_have >= 4:
-                self._first_need += int.from_bytes(first_message(bytes(pending[:end]))[1:4], "big")
-            if self._first_need > MAX_HANDSHAKE:
-                raise HandshakeError(
-                    f"first message of {self._first_need} bytes", token="handshake_too_long",
-                    alert=Alert.DECODE_ERROR,
-                )  # fmt: skip
-        self.hello = bytes(pending[: self._scanned])
+        """Tell whether the peer's first message is there, and one to go on with."""
+        first = self._first
+        if not first.whole():
+            return False
+        self.hello = bytes(self._pending[: first.end])
+        if self._terms.post_quantum and self._terms.role is Role.SERVER:
+            self._check_groups()
         return True
+
+    def _check_groups(self) -> None:
+        """Refuse a client without hybrid key exchange before any is computed."""
+        try:
+            groups = parse_client_hello(first_message(self.hello)).groups
+        except PeerError:
+            groups = ()  # OpenSSL may read it all the same, and must not get to
+        if _X25519MLKEM768 not in groups:
+            raise HandshakeError(
+                "the client does not offer X25519MLKEM768",
+                token="no_post_quantum",
+                alert=Alert.INSUFFICIENT_SECURITY,
+            )
 
     def _next_end(self) -> int:
         """Give the end of the first record, with a ChangeCipherSpec of the one behind it too."""
@@ -250,7 +249,7 @@ class OpenSSLHandshake:
             keyed = keyed or output[position] == CHANGE_CIPHER_SPEC
             position = start + int.from_bytes(output[position + 3 : start], "big")
         # An abbreviated handshake is the one in which the server's Finished comes first.
-        self._resumed_12 = keyed and self.done == (self._role is Role.CLIENT)
+        self._resumed_12 = keyed and self.done == (self._terms.role is Role.CLIENT)
 
     def _give_up(self, error: SSL.Error) -> NoReturn:
         self._secrets += _secret_lines
@@ -279,7 +278,7 @@ class OpenSSLHandshake:
     def _sent_alert(self, output: bytes) -> int | None:
         if len(output) == 7 and output[0] == ALERT:
             return output[6]
-        secret = self._secret(server=self._role is Role.SERVER)
+        secret = self._secret(server=self._terms.role is Role.SERVER)
         suite = self._suite()
         if len(output) < 5 + 3 + 16 or suite is None or not secret:
             return None
@@ -294,7 +293,7 @@ class OpenSSLHandshake:
 
     def _suite(self) -> Suite | None:
         name = self._connection.get_cipher_name() if self._connection else None
-        return SUITES.get(_OPENSSL_NAMES.get(name or "", 0))
+        return _BY_OPENSSL_NAME.get(name or "")
 
     def _secret(self, *, server: bool) -> bytes:
         label = _SECRET_LABELS[server]
@@ -302,6 +301,11 @@ class OpenSSLHandshake:
             if line.startswith(label):
                 return bytes.fromhex(line.rpartition(b" ")[2].decode("ascii"))
         return b""
+
+    def chain(self) -> tuple[bytes, ...]:
+        """Give the certificates that the peer sent, DER, leaf first, whether verified or not."""
+        sent = self._connection.get_peer_cert_chain() if self._connection else None
+        return tuple(_der(certificate) for certificate in sent or ())
 
     def session(self) -> Session:
         """Give the session of a handshake that is done; only once."""
@@ -311,11 +315,11 @@ class OpenSSLHandshake:
         if not self.done or suite is None:
             raise HandfastBug("the handshake is not done")
         directions = self._directions(connection, suite)
-        read, write = directions if self._role is Role.SERVER else directions[::-1]
+        read, write = directions if self._terms.role is Role.SERVER else directions[::-1]
         self._connection = None
         self._secrets = []
         return Session(
-            self._role,
+            self._terms.role,
             suite.code,
             read,
             write,
@@ -332,27 +336,35 @@ class OpenSSLHandshake:
                 raise HandfastBug("OpenSSL kept no secrets of a finished handshake")
             client, server = tls12_secrets(suite, master, client_random, server_random)
             nonce = (self._explicit_nonce + 1) & 0xFFFFFFFFFFFFFFFF if suite.is_gcm else 0
-            nonces = (0, nonce) if self._role is Role.SERVER else (nonce, 0)
+            nonces = (0, nonce) if self._terms.role is Role.SERVER else (nonce, 0)
             return Direction(client, 1, nonces[0]), Direction(server, 1, nonces[1])
-        tickets = _count_records(self._last_output) if self._role is Role.SERVER else 0
+        tickets = _count_records(self._last_output) if self._terms.role is Role.SERVER else 0
         return Direction(self._secret(server=False)), Direction(self._secret(server=True), tickets)
 
     def _peer(self, connection: SSL.Connection, suite: Suite) -> Peer:
         return Peer(
             self._who.address,
             self._who.port,
-            (connection.get_servername() or b"").decode("ascii", "backslashreplace"),
+            self._server_name(connection).decode("ascii", "backslashreplace"),
             connection.get_alpn_proto_negotiated().decode("ascii", "backslashreplace"),
             connection.get_group_name() or "",
             self._resumed(suite),
-            self._certificates(connection) if self._verifies else (),
+            self._certificates(connection) if self._terms.verifies else (),
+            *_shown(connection),
         )
+
+    def _server_name(self, connection: SSL.Connection) -> bytes:
+        """Give the name that is asked for now; OpenSSL has that of a session of TLS 1.2 instead."""
+        if self._resumed_12 and self._terms.role is Role.SERVER:
+            with suppress(PeerError):
+                return parse_client_hello(first_message(self.hello)).sni
+        return connection.get_servername() or b""
 
     def _resumed(self, suite: Suite) -> bool:
         if suite.version == TLS12:
             return self._resumed_12
         # A ticket goes with every handshake, and OpenSSL sends two of them but for a resumption.
-        if self._role is Role.SERVER:
+        if self._terms.role is Role.SERVER:
             return _count_records(self._last_output) == 1
         try:
             return parse_server_hello(first_message(self.hello)).resumed
@@ -365,6 +377,16 @@ class OpenSSLHandshake:
             leaf = connection.get_peer_certificate()
             chain = [leaf] if leaf else []
         return tuple(_der(certificate) for certificate in chain)
+
+
+def _shown(connection: SSL.Connection) -> tuple[str, str]:
+    """Name the algorithms of our own certificate; its context has at most one of each kind."""
+    choice: tuple[tuple[str, str], ...] = connection.get_context().get_app_data()
+    if len(choice) > 1:
+        certificate = connection.get_certificate()
+        if certificate is not None:
+            return algorithms(certificate.to_cryptography())
+    return choice[0] if choice else ("", "")
 
 
 def _count_records(output: bytes) -> int:

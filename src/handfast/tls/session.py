@@ -59,6 +59,9 @@ class Peer(msgspec.Struct, frozen=True, array_like=True):
 
     `certificates` is the chain that the peer sent and that was verified, DER, leaf first.
     `group` is the name of the key exchange as the engine gives it, empty when there was none.
+    `key_algorithm` and `signature_algorithm` are of our own certificate: RSA2048 and RSA-SHA256.
+    `dialled` is the address that the peer connected to, where that is not its socket's own: a
+    PROXY header told it.
     """
 
     address: str = ""
@@ -68,6 +71,9 @@ class Peer(msgspec.Struct, frozen=True, array_like=True):
     group: str = ""
     resumed: bool = False
     certificates: tuple[bytes, ...] = ()
+    key_algorithm: str = ""
+    signature_algorithm: str = ""
+    dialled: tuple[str, int] | None = None
 
 
 class Session(msgspec.Struct, frozen=True, array_like=True):

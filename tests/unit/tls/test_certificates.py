@@ -13,6 +13,7 @@ from conftest import Certificates
 from handfast.errors import ConfigError
 from handfast.tls.certificates import (
     Credential,
+    algorithms,
     check_chain,
     check_key,
     facts,
@@ -155,3 +156,19 @@ def test_a_credential_never_shows_its_key(certificates: Certificates) -> None:
     server = certificates.server
 
     assert repr(Credential(server.chain, server.key)) == "Credential(CN=localhost)"
+
+
+@pytest.mark.parametrize(
+    ("issuer", "kind", "named"),
+    [
+        ("ecdsa", "ecdsa", ("EC256", "ecdsa-with-SHA256")),
+        ("ecdsa", "rsa", ("RSA2048", "ecdsa-with-SHA256")),
+        ("rsa", "ecdsa", ("EC256", "RSA-SHA256")),
+    ],
+)
+def test_algorithms_have_the_names_that_openssl_gives_them(
+    issuer: str, kind: str, named: tuple[str, str]
+) -> None:
+    identity = issue("localhost", issue("root", ca=True, kind=issuer), kind=kind)
+
+    assert algorithms(identity.certificate) == named

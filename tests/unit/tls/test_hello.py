@@ -162,6 +162,33 @@ def test_a_name_of_another_type_is_passed_over() -> None:
     assert hello.sni == b"host"
 
 
+def name_extension(*names: bytes) -> bytes:
+    entries = b"".join(b"\x00" + len(name).to_bytes(2, "big") + name for name in names)
+    body = len(entries).to_bytes(2, "big") + entries
+    return b"\x00\x00" + len(body).to_bytes(2, "big") + body
+
+
+def block(*extensions: bytes) -> bytes:
+    joined = b"".join(extensions)
+    return len(joined).to_bytes(2, "big") + joined
+
+
+@pytest.mark.parametrize(
+    ("extensions", "alert"),
+    [
+        (block(name_extension(b"a"), name_extension(b"b")), Alert.ILLEGAL_PARAMETER),
+        (block(name_extension(b"a", b"b")), Alert.ILLEGAL_PARAMETER),
+        (block(name_extension(b"a")) + block(name_extension(b"b")), Alert.DECODE_ERROR),
+    ],
+    ids=["two extensions", "two names", "two blocks"],
+)
+def test_what_others_may_read_in_another_way_is_refused(extensions: bytes, alert: Alert) -> None:
+    with pytest.raises(PeerError) as caught:
+        parse_client_hello(hello_of(extensions))
+
+    assert caught.value.alert == alert
+
+
 @given(data=st.binary(max_size=300), kind=st.sampled_from([b"", b"\x01\x00", b"\x02\x00"]))
 @settings(max_examples=200)
 def test_any_bytes_give_a_hello_or_an_error(data: bytes, kind: bytes) -> None:

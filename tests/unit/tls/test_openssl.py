@@ -42,12 +42,12 @@ EMPTY_TOKENS = {"", "unknown_reason"}
 
 @pytest.fixture(scope="session")
 def engine(certificates: Certificates) -> OpenSSLEngine:
-    return OpenSSLEngine(credential(certificates.server))
+    return OpenSSLEngine([credential(certificates.server)])
 
 
 @pytest.fixture(scope="session")
 def rsa_engine(certificates: Certificates) -> OpenSSLEngine:
-    return OpenSSLEngine(credential(certificates.rsa_server))
+    return OpenSSLEngine([credential(certificates.rsa_server)])
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def people(certificates: Certificates) -> ClientIdentities:
 def strict(certificates: Certificates) -> OpenSSLEngine:
     """A server that requires certificates under the root."""
     return OpenSSLEngine(
-        credential(certificates.server), trusted=(certificates.root.certificate,), require=True
+        [credential(certificates.server)], trusted=(certificates.root.certificate,), require=True
     )
 
 
@@ -129,7 +129,7 @@ def test_the_client_role_does_so_too(certificates: Certificates, suite: Suite) -
         context.set_tls13_ciphersuites(SUITE_NAMES[suite.code].encode())
     server = SSL.Connection(context)
     server.set_accept_state()
-    handshake = OpenSSLEngine(None, role=Role.CLIENT).start("192.0.2.9", 443)
+    handshake = OpenSSLEngine(role=Role.CLIENT).start("192.0.2.9", 443)
 
     flight = handshake.feed(b"")
     while flight:
@@ -160,9 +160,9 @@ def _pending(connection: SSL.Connection) -> bytes:
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 20])
 def test_the_engine_talks_to_itself(certificates: Certificates, step: int) -> None:
-    server = OpenSSLEngine(credential(certificates.server), alpn=("imap",)).start("c", 1)
+    server = OpenSSLEngine([credential(certificates.server)], alpn=("imap",)).start("c", 1)
     client = OpenSSLEngine(
-        None, role=Role.CLIENT, trusted=(certificates.root.certificate,), alpn=("imap",)
+        role=Role.CLIENT, trusted=(certificates.root.certificate,), alpn=("imap",)
     ).start("s", 2, server_name="localhost")
     upwards, downwards = client.feed(b""), b""
 
@@ -186,7 +186,7 @@ def test_the_engine_talks_to_itself(certificates: Certificates, step: int) -> No
 
 @versions
 def test_what_the_client_told_is_in_the_session(certificates: Certificates, version: int) -> None:
-    engine = OpenSSLEngine(credential(certificates.server), alpn=("h2", "http/1.1"))
+    engine = OpenSSLEngine([credential(certificates.server)], alpn=("h2", "http/1.1"))
     client = Client(version=version, sni=b"www.example.org", alpn=(b"spdy", b"http/1.1", b"h2"))
 
     session = established(engine, client)
@@ -206,7 +206,7 @@ def test_the_key_exchange_is_post_quantum_by_default(engine: OpenSSLEngine) -> N
 
 
 def test_a_client_without_alpn_is_served_where_alpn_is_offered(certificates: Certificates) -> None:
-    engine = OpenSSLEngine(credential(certificates.server), alpn=("h2",))
+    engine = OpenSSLEngine([credential(certificates.server)], alpn=("h2",))
 
     assert established(engine, Client()).peer.alpn == ""
 
@@ -366,7 +366,7 @@ def test_a_ticket_of_another_engine_means_a_full_handshake(
 ) -> None:
     first = Client(version=version)
     echoes(established(engine, first), first)
-    other = OpenSSLEngine(credential(certificates.server))
+    other = OpenSSLEngine([credential(certificates.server)])
     second = Client(context=first.context, session=first.connection.get_session())
 
     session = established(other, second)
@@ -473,7 +473,7 @@ def test_what_is_trusted_needs_no_root_above_it(
         "pinned": (people.pinned, people.pinned),
     }[anchor]
     engine = OpenSSLEngine(
-        credential(certificates.server), trusted=(trusted.certificate,), require=True
+        [credential(certificates.server)], trusted=(trusted.certificate,), require=True
     )
 
     session = established(engine, Client(version=version, identity=shown))
@@ -488,7 +488,7 @@ def test_an_optional_certificate_may_be_missing_but_not_bad(
     certificates: Certificates, people: ClientIdentities, version: int
 ) -> None:
     engine = OpenSSLEngine(
-        credential(certificates.server), trusted=(people.root.certificate,), require=False
+        [credential(certificates.server)], trusted=(people.root.certificate,), require=False
     )
 
     without = established(engine, Client(version=version))
@@ -584,7 +584,7 @@ def test_suites_without_ecdhe_or_aead_are_not_spoken(rsa_engine: OpenSSLEngine, 
 
 
 def test_no_shared_protocol_is_refused(certificates: Certificates) -> None:
-    engine = OpenSSLEngine(credential(certificates.server), alpn=("h2",))
+    engine = OpenSSLEngine([credential(certificates.server)], alpn=("h2",))
     client = Client(alpn=(b"spdy/1",))
 
     error = refusal(engine, client)
@@ -693,7 +693,7 @@ def test_close_notify_inside_the_handshake_is_the_peer_giving_up(engine: OpenSSL
 
 
 def test_a_full_tls12_handshake_is_not_resumed_in_the_client_role(engine: OpenSSLEngine) -> None:
-    connector = OpenSSLEngine(None, role=Role.CLIENT)
+    connector = OpenSSLEngine(role=Role.CLIENT)
     connector._context.set_max_proto_version(SSL.TLS1_2_VERSION)
     client = connector.start("192.0.2.9", 443)
     server = engine.start("192.0.2.1", 1)
@@ -808,7 +808,7 @@ def test_a_key_that_openssl_refuses_is_a_mistake_of_the_configuration() -> None:
     )  # fmt: skip
 
     with pytest.raises(ConfigError, match=r"weak\.example.*2048"):
-        OpenSSLEngine(Credential((certificate,), weak))
+        OpenSSLEngine([Credential((certificate,), weak)])
 
 
 # Anything at all
@@ -878,3 +878,46 @@ def damaged(flight: bytes, flips: list[tuple[int, int]]) -> bytes:
     for place, mask in flips if flight else []:
         flipped[place % len(flipped)] ^= mask
     return bytes(flipped)
+
+
+@versions
+def test_a_resumed_session_has_the_name_that_is_asked_for_now(
+    certificates: Certificates, version: int
+) -> None:
+    names = [issue(name, certificates.root) for name in ("a.test", "b.test")]
+    engine = OpenSSLEngine([credential(each) for each in names])
+    first = Client(version=version, sni=b"a.test")
+    assert established(engine, first).peer.sni == "a.test"
+
+    second = Client(context=first.context, sni=b"b.test", session=first.connection.get_session())
+    peer = established(engine, second).peer
+
+    assert peer.resumed
+    assert peer.sni == "b.test"
+
+
+def test_the_dot_of_the_root_makes_no_other_name(certificates: Certificates) -> None:
+    names = [issue(name, certificates.root) for name in ("a.test", "b.test")]
+    engine = OpenSSLEngine([credential(each) for each in names])
+    client = Client(sni=b"B.test.")
+
+    established(engine, client)
+
+    shown = client.connection.get_peer_certificate(as_cryptography=True)
+    assert shown == names[1].certificate
+
+
+def test_a_hello_that_cannot_be_read_offers_no_post_quantum_key_exchange(
+    certificates: Certificates,
+) -> None:
+    engine = OpenSSLEngine([credential(certificates.server)], post_quantum=True)
+    hello = bytearray(Client(version=V13).feed(b""))
+    place = hello.find(b"\x00\x0a\x00")  # supported_groups
+    assert place > 0
+    length = int.from_bytes(hello[place + 2 : place + 4], "big")
+    hello[place + 4 : place + 6] = length.to_bytes(2, "big")  # its list ends behind it
+
+    with pytest.raises(HandshakeError) as caught:
+        engine.start("192.0.2.7", 5555).feed(bytes(hello))
+
+    assert caught.value.token == "no_post_quantum"
