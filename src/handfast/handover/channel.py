@@ -50,7 +50,8 @@ def send(channel: socket.socket, handover: Handover, descriptor: int) -> bool:
 def receive(channel: socket.socket) -> tuple[Handover, int] | None:
     """Take one message and the descriptor that came with it; None when there is none.
 
-    Raises HandfastError for what is not a hand-over; its descriptors do not stay open.
+    Raises HandfastError for what is not a hand-over; its descriptors do not stay open. Raises
+    OSError (EMFILE) for one that is lost because no descriptor was free.
     """
     try:
         length, ancillary, flags, _ = channel.recvmsg_into(
@@ -60,6 +61,8 @@ def receive(channel: socket.socket) -> tuple[Handover, int] | None:
         return None
     descriptors = _descriptors(ancillary)
     try:
+        if flags & socket.MSG_CTRUNC and not descriptors:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1:
             raise HandfastError("hand-over message cut short, or not with one descriptor")
         handover = decode(_buffer[:length])

@@ -18,6 +18,17 @@ LINGER_SECONDS: Final = 1.0
 _DISCARD_LIMIT: Final = 1 << 20
 
 
+def take_leave(loop: Loop, deadlines: Deadlines, sock: socket.socket, last: bytes) -> None:
+    """Send the last bytes, if there are any, and close the socket so that they arrive."""
+    try:
+        if last:
+            sock.send(last)
+    except OSError:
+        sock.close()  # it is gone or takes no more: there is nobody to tell
+        return
+    Lingering(loop, deadlines, sock)
+
+
 class Lingering:
     """A socket on its way to be closed. It owns the socket."""
 

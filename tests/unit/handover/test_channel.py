@@ -36,7 +36,7 @@ def descriptor() -> Iterator[int]:
 
 
 def handover(unread: bytes = b"") -> Handover:
-    return Handover(3, 17.5, sessions(AES128, unread=unread)[0])
+    return Handover(3, 1, 17.5, sessions(AES128, unread=unread)[0])
 
 
 def open_descriptors() -> int:
@@ -130,7 +130,7 @@ def test_messages_keep_their_order_and_their_descriptors(pair: Pair) -> None:
     sender, receiver = pair
     pairs = [socket.socketpair() for _ in range(5)]
     for number, (_, theirs) in enumerate(pairs):
-        channel.send(sender, Handover(number, 1.0, sessions(AES128)[0]), theirs.fileno())
+        channel.send(sender, Handover(number, 1, 1.0, sessions(AES128)[0]), theirs.fileno())
 
     for number, (ours, theirs) in enumerate(pairs):
         taken = channel.receive(receiver)
