@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-
 from handfast.errors import PeerError
 from handfast.observe.events import Auth
 from handfast.observe.logfmt import text
 from handfast.tls.alerts import alert_name
-from handfast.tls.certificates import facts
-from handfast.tls.handshake import HandshakeError, Outcome
+from handfast.tls.certificates import certificate_fields
+from handfast.tls.handshake import HandshakeError
 from handfast.tls.hello import first_message, parse_client_hello
 from handfast.tls.keys import VERSION_NAMES
 
@@ -23,9 +20,13 @@ if TYPE_CHECKING:
     from handfast.tls.session import Session
 
 
-def granted(log: Log, attempt: Attempt, session: Session, now: float) -> None:
+def granted(log: Log, counters: Counters, attempt: Attempt, session: Session, now: float) -> None:
     """Tell of a handshake that gave a session, and of the certificate that the client showed."""
     door, peer = attempt.door, session.peer
+    version = VERSION_NAMES[session.version]
+    seconds = now - attempt.started
+    kind = (version, session.suite.name, peer.group)
+    counters.grant(kind, resumed=peer.resumed, seconds=seconds)
     log.emit(
         Auth(
             subevent="handshake",
@@ -36,11 +37,11 @@ def granted(log: Log, attempt: Attempt, session: Session, now: float) -> None:
             listen_port=door.listen_port or None,
             sni=peer.sni,
             alpn=peer.alpn,
-            tls_version=VERSION_NAMES[session.version],
+            tls_version=version,
             ciphersuite=session.suite.name,
             group=peer.group,
             resumed=peer.resumed,
-            duration_ms=round((now - attempt.started) * 1000, 3),
+            duration_ms=round(seconds * 1000, 3),
         )
     )
     if peer.certificates:
@@ -58,10 +59,7 @@ def failed(
     log: Log, counters: Counters, attempt: Attempt, error: HandshakeError, hello: bytes, now: float
 ) -> None:
     """Tell of a handshake that gave none: once, with all that is known of it."""
-    if error.outcome is Outcome.DENIED:
-        counters.handshakes_denied += 1
-    else:
-        counters.handshakes_failed += 1
+    counters.fail(error.outcome.value, error.token)
     log.emit(
         Auth(
             subevent="mtls" if error.about_certificate else "handshake",
@@ -102,18 +100,3 @@ def _offer(records: bytes) -> dict[str, Any]:
     real = [version for version in hello.versions if version & 0x0F0F != 0x0A0A]
     versions = ",".join(VERSION_NAMES.get(each, f"0x{each:04x}") for each in real[:16])
     return {"sni": text(hello.sni), "offered_versions": versions}
-
-
-def certificate_fields(chain: tuple[bytes, ...]) -> dict[str, Any]:
-    """Describe the leaf of a chain (DER, leaf first); nothing when it cannot be read."""
-    if not chain:
-        return {}
-    try:
-        leaf = facts(x509.load_der_x509_certificate(chain[0]))
-    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm):
-        return {}  # OpenSSL reads what this parser refuses
-    return {
-        "client_cert_fingerprint": leaf.fingerprint,
-        "client_cert_subject": leaf.subject,
-        "client_cert_issuer": leaf.issuer,
-    }

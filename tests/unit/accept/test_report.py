@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from handfast.accept.report import certificate_fields
+from handfast.tls.certificates import certificate_fields
 
 if TYPE_CHECKING:
     from conftest import Certificates
