@@ -1,213 +1,246 @@
-"""One relayed connection: a TLS client on one side, a plain target on the other.
+"""One relayed connection: a client on one side, a target on the other.
 
-Here is how it begins and how it ends; `pump` has what goes on in between. The end:
+Here is how it begins and how it ends; `pump` has what goes on in between. Each side may speak TLS
+with us or not: a target mostly does not, and of a connection that is passed through neither does.
+The end:
 
-- close_notify from the client becomes FIN to the target, FIN from the target becomes close_notify
-  to the client; in both cases what was read before it is written first, and the other direction
-  goes on. The connection ends when both have ended.
-- FIN from the client without close_notify is truncation (RFC 8446, section 6.1). The target gets
-  RST, so that it cannot take the part for the whole; so it does after any error.
-- When the target fails, the client gets an internal_error alert and never close_notify.
+- An orderly end of one side, close_notify with TLS and FIN without, is passed on as the other
+  side's; what was read before it is written first, and the other direction goes on. The connection
+  ends when both have ended.
+- FIN without close_notify, from a side with TLS, is truncation (RFC 8446, section 6.1). The other
+  side is not told of an end, so that it cannot take the part for the whole.
+- After that, and after any error, the target gets RST. The client gets an alert if it has TLS with
+  us, and never close_notify; else it gets RST.
 """
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
-from handfast.config import UnixAddress
 from handfast.errors import BackendError, PeerError
-from handfast.relay.dial import Dial
-from handfast.relay.pump import ToClient, ToTarget
+from handfast.handover.message import Passthrough
+from handfast.relay.introduction import header
+from handfast.relay.patience import NEVER, deadline, overdue
+from handfast.relay.pump import Flow
 from handfast.relay.report import Reporter
-from handfast.relay.resolver import Endpoint
 from handfast.relay.state import Event, State, after
+from handfast.relay.upstream import Reached, Upstream
 from handfast.tls.alerts import Alert
 from handfast.tls.reader import RecordReader
 from handfast.tls.writer import RecordWriter
-from handfast.transport.lingering import Lingering
-from handfast.transport.plain import finish, reset
+from handfast.transport.lingering import take_leave
+from handfast.transport.plain import reset
 
 if TYPE_CHECKING:
     from handfast.handover.message import Handover
-    from handfast.relay.relay import Relay, Service
+    from handfast.policy.clients import Decision
+    from handfast.relay.plan import ListenerPlan
+    from handfast.relay.relay import Relay
+    from handfast.relay.targets import TargetState
+
+Close: TypeAlias = Callable[[socket.socket], None]
 
 
 class Connection:
-    """A client's socket with its session, and the target's socket. It owns both."""
+    """A client's socket with its session, and the target's. It owns both.
+
+    `listener` is its number: what is behind it changes from generation to generation. `place` is
+    where the census counts it.
+    `certificates` are the client's, as in `tls.session.Peer`.
+    """
 
     __slots__ = (
         "bucket",
+        "certificates",
         "client",
-        "client_fd",
-        "dial",
-        "reader",
+        "listener",
+        "place",
         "relay",
         "report",
-        "service",
         "state",
         "target",
-        "target_ended",
-        "target_fd",
+        "target_state",
         "to_client",
         "to_target",
         "touched",
+        "upstream",
         "warm",
-        "writer",
     )
 
-    target: socket.socket
-
     def __init__(
-        self, relay: Relay, service: Service, client: socket.socket, handover: Handover
+        self, relay: Relay, listener: ListenerPlan, client: socket.socket, handover: Handover
     ) -> None:
+        session = handover.session
+        through = isinstance(session, Passthrough)
         self.bucket = 0
         self.relay = relay
-        self.service = service
         self.client = client
-        self.client_fd = client.fileno()
-        self.target_fd = -1
-        self.target_ended = False
+        self.listener = handover.listener
+        self.place = relay.column.enter(handover.listener, session.peer.address)
+        self.certificates = session.peer.certificates
+        self.target: socket.socket | None = None
+        self.target_state: TargetState | None = None
+        self.upstream: Upstream | None = None
         self.state = State.CLIENT_CONNECTED
-        session = handover.session
-        self.reader = RecordReader(session)
-        self.writer = RecordWriter(session)
-        self.report = Reporter(relay.log, service, session, handover.accepted)
-        self.dial: Dial | None = None
-        self.to_target = ToTarget(self)
-        self.to_client = ToClient(self)
         self.touched = relay.loop.time()
-        self.warm = False
-        if session.unsent:
-            self.to_client.hold(session.unsent)
+        self.warm = through  # there are no keys to derive
+        self.report = Reporter(relay.log, listener, handover)
+        self.to_target = Flow(self)
+        self.to_client = Flow(self)
+        self.to_target.source = self.to_client.sink = client
+        if not isinstance(session, Passthrough):
+            self.to_target.reader = RecordReader(session)
+            self.to_client.writer = RecordWriter(session)
+            if session.unsent:
+                self.to_client.hold(session.unsent)
         self.report.client_connect(session)
 
-    def start(self) -> None:
-        """Look the target up and dial it."""
-        self.relay.deadlines.set(self, self.touched + self.relay.timeouts.connect)
-        self.relay.resolver.resolve(self.service.target, self._resolved)
+    @property
+    def is_passed_through(self) -> bool:
+        """Tell whether the client's TLS is with the target and not with us."""
+        return self.to_client.writer is None
 
-    def _resolved(self, answer: list[Endpoint] | BackendError) -> None:
-        if self.state is State.CLOSED:
-            return  # it ended while the name was looked up
-        self.state = after(self.state, Event.DIALLED)
-        if isinstance(answer, BackendError):
-            self._not_connected(answer)
+    def opposite(self, flow: Flow) -> Flow:
+        """Give the other direction."""
+        return self.to_client if flow is self.to_target else self.to_target
+
+    def counts(self) -> tuple[int, int]:
+        """Give the bytes from the client and to it: of its plaintext, or as they were carried."""
+        reader, writer = self.to_target.reader, self.to_client.writer
+        if reader is None or writer is None:
+            return self.to_target.carried, self.to_client.carried
+        return reader.bytes, writer.bytes
+
+    def start(self, handover: Handover) -> None:
+        """Make for a target."""
+        session = handover.session
+        service = self.relay.generation.service(handover)
+        if service is None:
+            self._abort(Alert.ACCESS_DENIED, "no target for this name")
             return
-        dial = Dial(self.relay.loop, answer, self._connected, self._not_connected)
-        self.dial = dial
-        dial.start()
+        self.state = after(self.state, Event.DIALLED)
+        introduction = header(service.send_proxy, session, self.client)
+        early = session.unread if isinstance(session, Passthrough) else b""
+        self.upstream = Upstream(self, service, introduction, early)
+        self.to_target.carried = len(early)
+        self.upstream.start()
 
-    def _not_connected(self, error: BackendError) -> None:
+    def not_connected(self, error: BackendError) -> None:
+        """Take that no target could be reached."""
+        self.upstream = None
+        if error.ours:
+            self.relay.intake.pause()
         self.relay.counters.connect_failures += 1
-        self.report.not_connected(self.touched, error.reason, error.description)
+        self.report.not_connected(self.touched, error)
         self._abort(Alert.INTERNAL_ERROR, error.reason)
 
-    def _connected(self, target: socket.socket, address: Any) -> None:
-        self.dial = None
+    def connected(self, reached: Reached) -> None:
+        """Take the target, and let the bytes flow."""
+        self.upstream = None
         self.state = after(self.state, Event.CONNECTED)
-        self.target = target
-        self.target_fd = target.fileno()
-        if isinstance(self.service.target, UnixAddress):
-            self.report.server_connect(str(self.service.target), 0, self.touched)
+        self.target = self.to_target.sink = self.to_client.source = reached.sock
+        self.target_state = reached.target
+        self.report.server_connect(reached.address, self.touched)
+        now = self.relay.loop.time()
+        self.relay.counters.connect_seconds.add(now - self.touched)
+        self.touched = now
+        self.watch()
+        inward, outward = self.to_target, self.to_client
+        if reached.session is not None:
+            inward.writer = RecordWriter(reached.session)
+            outward.reader = RecordReader(reached.session)
+        if reached.unsent:
+            inward.hold(reached.unsent)
         else:
-            self.report.server_connect(address[0], address[1], self.touched)
-        loop = self.relay.loop
-        self.touched = loop.time()
-        self._watch_quiet()
-        if self.to_client.pending is None:
-            loop.add_reader(self.target_fd, self.to_client.readable)
-        loop.add_reader(self.client_fd, self.to_target.readable)
-        if self.reader.unread or self.reader.closed:
-            self.to_target.opened(self.reader.restore(self.relay.buffer))
+            inward.resume()
+        if self.state is not State.CLOSED and outward.pending is None:
+            outward.resume()
 
-    def client_closed(self) -> None:
-        """Take the client's close_notify: stop reading, and pass it on when all is written."""
-        self.relay.loop.remove_reader(self.client_fd)
-        self.state = after(self.state, Event.CLIENT_CLOSED)
-        self._watch_half_closed()
-        if self.to_target.pending is None:
-            self.finish_target()
+    def ended(self, flow: Flow) -> None:
+        """Take the orderly end of a flow's source: stop reading, pass it on when all is written."""
+        self.relay.loop.remove_reader(flow.source.fileno())
+        flow.ended = True
+        of_client = flow is self.to_target
+        self.state = after(self.state, Event.CLIENT_CLOSED if of_client else Event.SERVER_CLOSED)
+        # From now on it counts as half-closed: the end is the last that was heard of that side.
+        self.touched = self.relay.loop.time()
+        self.watch()
+        if flow.pending is None:
+            self.pass_on(flow)
 
-    def finish_target(self) -> None:
-        """Pass the client's end on to the target; all data before it was written."""
-        self.report.client_disconnect(self)
-        finish(self.target)
-        self._end_if_done()
-
-    def target_closed(self) -> None:
-        """Take the target's FIN; all that it sent before is written or pending."""
-        self.relay.loop.remove_reader(self.target_fd)
-        self.target_ended = True
-        self.state = after(self.state, Event.SERVER_CLOSED)
-        self._watch_half_closed()
-        self.report.server_disconnect()
-        self.finish_client()
-
-    def finish_client(self) -> None:
-        """Pass the target's end on to the client; all data before it was written."""
-        if self.to_client.close():
-            self._end_if_done()
-
-    def _end_if_done(self) -> None:
-        done = self.state is State.CLOSED
-        if done and self.to_target.pending is None and self.to_client.pending is None:
+    def pass_on(self, flow: Flow) -> None:
+        """Pass the end of a flow's source on to its sink; all data before it was written."""
+        if flow is self.to_target:
+            self.report.client_disconnect(self)
+        else:
+            self.report.server_disconnect()
+        if not flow.close() or self.state is not State.CLOSED:
+            return
+        if self.to_target.pending is None and self.to_client.pending is None:
             self._detach()
-            self.target.close()
             self.client.close()
+            if self.target is not None:
+                self.target.close()
 
-    def client_truncated(self) -> None:
-        """Take a FIN from the client that no close_notify announced."""
-        self._fail_client("closed without close_notify", "")
+    def hung_up(self, flow: Flow) -> None:
+        """Take a FIN: it is the end without TLS, and truncation with it."""
+        if flow.reader is None:
+            self.ended(flow)
+        elif flow is self.to_target:
+            self._fail_client("closed without close_notify", "")
+        else:
+            self._fail_target("closed without close_notify", "")
 
-    def client_failed(self, reason: str, error: OSError) -> None:
-        """End after an error on the client's socket."""
-        if self.reader.closed and self.target_ended:
+    def broken(self, sock: socket.socket, doing: str, error: OSError) -> None:
+        """End after an error on a socket."""
+        description = error.strerror or str(error)
+        if sock is not self.client:
+            self._fail_target(f"{doing} the target failed", description)
+        elif self.to_target.ended and self.to_client.ended:
             # Both sides had finished; only our close_notify did not arrive.
             self._fail_client("", "")
         else:
-            self._fail_client(reason, error.strerror or str(error))
+            self._fail_client(f"{doing} the client failed", description)
+
+    def refuse(self, sock: socket.socket, error: PeerError) -> None:
+        """End because a side broke the protocol; a client gets the alert that it is due."""
+        if sock is self.client:
+            self._abort(error.alert, error.reason)
+        else:
+            self._fail_target(error.reason, "")
+
+    def deny(self, decision: Decision) -> None:
+        """End because the client may no longer be here."""
+        self.report.denied(self.certificates, decision)
+        alert = Alert.ACCESS_DENIED if decision.alert is None else decision.alert
+        self._abort(alert, f"no longer allowed: {decision.text}")
 
     def _fail_client(self, reason: str, description: str) -> None:
         self.report.client_disconnect(self, reason, description)
-        self._drop_target(reason or "the client closed", reset)
+        self._drop_target(reason or "the client closed")
         self.client.close()
 
-    def refuse(self, error: PeerError) -> None:
-        """End because the client broke the protocol, with the alert that it is due."""
-        self.report.client_disconnect(self, error.reason)
-        self._abort(error.alert, error.reason)
-
-    def target_failed(self, reason: str, error: OSError) -> None:
-        """End after an error on the target's socket."""
-        self.report.server_disconnect(reason, error.strerror or str(error))
+    def _fail_target(self, reason: str, description: str) -> None:
+        self.report.server_disconnect(reason, description)
         self._abort(Alert.INTERNAL_ERROR, reason)
 
-    def _abort(
-        self,
-        alert: int | None,
-        reason: str,
-        close_target: Callable[[socket.socket], None] = reset,
-    ) -> None:
+    def _abort(self, alert: int | None, reason: str, close: Close = reset) -> None:
         """End both sides: the target with RST, the client with an alert that reaches it."""
-        sealed = b""
-        if alert is not None and not self.writer.closed and self.to_client.pending is None:
-            sealed = self.writer.alert(alert)
+        sealed = b"" if alert is None else self.to_client.alert(alert)
+        through = self.is_passed_through
         self.report.client_disconnect(self, reason)
-        self._drop_target(reason, close_target)
-        try:
-            if sealed:
-                self.client.send(sealed)
-        except OSError:
-            self.client.close()  # it is gone or takes no more: there is nobody to tell
-            return
-        Lingering(self.relay.loop, self.relay.deadlines, self.client)
+        self._drop_target(reason, close)
+        if through:
+            reset(self.client)  # an alert of ours would mean nothing, and FIN would be an end
+        else:
+            take_leave(self.relay.loop, self.relay.deadlines, self.client, sealed)
 
-    def _drop_target(self, reason: str, close: Callable[[socket.socket], None]) -> None:
+    def _drop_target(self, reason: str, close: Close = reset) -> None:
         self.state = after(self.state, Event.FAILED)
         self._detach()
-        if self.target_fd >= 0:
+        if self.target is not None:
             self.report.server_disconnect(reason)
             close(self.target)
 
@@ -215,63 +248,57 @@ class Connection:
         """Take both sockets off the event loop, and the connection out of the relay's books."""
         loop = self.relay.loop
         self.relay.deadlines.drop(self)
-        loop.remove_reader(self.client_fd)
-        loop.remove_writer(self.client_fd)
-        if self.target_fd >= 0:
-            loop.remove_reader(self.target_fd)
-            loop.remove_writer(self.target_fd)
-        if self.dial is not None:
-            self.dial.cancel()
-            self.dial = None
+        for sock in (self.client, self.target):
+            if sock is not None:
+                loop.remove_reader(sock.fileno())
+                loop.remove_writer(sock.fileno())
+        if self.upstream is not None:
+            self.upstream.cancel()
+            self.upstream = None
+        if self.target_state is not None:
+            self.target_state.release()
+            self.target_state = None
+        self.relay.forget(self)
         # They and this refer to each other: without them the memory goes back at once.
         del self.to_target, self.to_client
-        self.relay.forget(self)
 
     def expired(self, now: float) -> None:
-        """Act on the deadline: connect, idle or half-closed; else rest, and set the next one."""
-        timeouts = self.relay.timeouts
-        if self.state in (State.CLIENT_CONNECTED, State.SERVER_CONNECTING):
-            self._not_connected(BackendError(f"no connection after {timeouts.connect:g} s"))
-            return
-        limit = self._limit()
-        quiet = now - self.touched
-        if limit and quiet >= limit:
-            idle = self.state is State.READY
-            self.end(f"idle for {limit:g} s" if idle else "half-closed too long")
-            return
-        self._watch_quiet()
-
-    def _limit(self) -> float:
-        """Give the seconds that the connection may be quiet; 0 is for ever."""
-        timeouts = self.relay.timeouts
-        return timeouts.idle if self.state is State.READY else timeouts.half_closed
-
-    def _watch_half_closed(self) -> None:
-        """Begin to count: the end of one side is the last that was heard of it."""
-        self.touched = self.relay.loop.time()
-        self._watch_quiet()
-
-    def _watch_quiet(self) -> None:
-        """Look again when the limit will be reached, if nothing happens until then."""
-        if limit := self._limit():
-            self.relay.deadlines.set(self, self.touched + limit)
+        """Act on the deadline: end, or rest until the next one."""
+        timeouts, accepted = self.relay.timeouts, self.report.accepted
+        if reason := overdue(timeouts, self.state, accepted, self.touched, now):
+            self.end(reason)
         else:
-            self.relay.deadlines.drop(self)
+            self.watch()
+
+    def watch(self) -> None:
+        """Look again when a limit will be reached, if nothing happens until then."""
+        if self.target is None:
+            return  # the search for one has deadlines of its own
+        relay = self.relay
+        when = deadline(relay.timeouts, self.state, self.report.accepted, self.touched)
+        if when == NEVER:
+            relay.deadlines.drop(self)
+        else:
+            relay.deadlines.set(self, when)
 
     def park(self) -> None:
         """Forget the derived keys until the next record."""
         self.warm = False
-        self.reader.park()
-        self.writer.park()
+        self.to_target.park()
+        self.to_client.park()
 
     def end(self, reason: str) -> None:
         """End a connection that is in order, for a reason of ours.
 
-        Nothing is lost when nothing is pending, and the client gets close_notify; else both sides
-        get an error.
+        Nothing is lost when nothing is pending, and both sides get an orderly end; else both get
+        an error, as both sides of one that is passed through do: their end is not ours to make.
         """
-        orderly = self.state is State.READY and not self.to_client.pending
-        if orderly and not self.to_target.pending:
-            self._abort(Alert.CLOSE_NOTIFY, reason, socket.socket.close)
-        else:
+        pending = self.to_client.pending or self.to_target.pending
+        if self.state is not State.READY or pending or self.is_passed_through:
             self._abort(Alert.INTERNAL_ERROR, reason)
+            return
+        farewell = self.to_target.alert(Alert.CLOSE_NOTIFY)
+        loop, deadlines = self.relay.loop, self.relay.deadlines
+        self._abort(
+            Alert.CLOSE_NOTIFY, reason, lambda sock: take_leave(loop, deadlines, sock, farewell)
+        )

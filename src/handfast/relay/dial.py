@@ -19,6 +19,7 @@ from handfast.relay.resolver import Endpoint
 from handfast.transport.loop import Loop, Timer
 
 ATTEMPT_DELAY: Final = 0.25
+_EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
 class Dial:
@@ -64,11 +65,10 @@ class Dial:
     def _attempt(self, family: int, address: Any) -> None:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            if family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.connect(address)
         except BlockingIOError as error:
-            if error.errno != errno.EINPROGRESS:  # EAGAIN: a Unix socket's backlog is full
+            if error.errno != errno.EINPROGRESS:  # EAGAIN: no local port is free
                 sock.close()
                 raise
             if not _is_connected(sock):
@@ -97,9 +97,10 @@ class Dial:
         self._connected(sock, address)
 
     def _note(self, address: Any, error: OSError) -> None:
-        where = address if isinstance(address, str) else f"{address[0]} port {address[1]}"
         self._error = BackendError(
-            f"cannot connect to {where}", description=error.strerror or str(error)
+            f"cannot connect to {address[0]} port {address[1]}",
+            description=error.strerror or str(error),
+            ours=error.errno in _EXHAUSTED,
         )
 
     def _stop_timer(self) -> None:

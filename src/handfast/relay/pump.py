@@ -1,13 +1,15 @@
 """The two directions of a relayed connection.
 
 They share nothing but the connection. Each reads from its source into the process's one receive
-buffer, opens or seals into the process's one output buffer, and writes to its sink at once. Only
-what the sink does not take is copied, into `pending`; while there is any, the source is not read,
-which is all the back-pressure there is: at most one batch is held.
+buffer, opens what its source sealed, seals it for its sink, and writes at once. Where one side
+speaks no TLS with us, that step is left out; where neither does, the bytes are carried as they are.
+Only what the sink does not take is copied, into `pending`; while there is any, the source is not
+read, which is all the back-pressure there is: at most one batch is held.
 """
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 from handfast.errors import PeerError
@@ -17,180 +19,164 @@ from handfast.transport.plain import finish
 
 if TYPE_CHECKING:
     from handfast.relay.connection import Connection
+    from handfast.tls.reader import RecordReader
+    from handfast.tls.writer import RecordWriter
 
 
-class ToTarget:
-    """From the client to the target: opens."""
+class Flow:
+    """One direction. `reader` is the source's and `writer` the sink's, None without TLS.
 
-    __slots__ = ("connection", "pending")
+    `ended` tells that the source has ended in order. `carried` counts the bytes where neither side
+    has TLS, for else the records are counted. The socket of a target that is not connected yet is
+    not there.
+    """
+
+    __slots__ = ("carried", "connection", "ended", "pending", "reader", "sink", "source", "writer")
+
+    source: socket.socket
+    sink: socket.socket
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.reader: RecordReader | None = None
+        self.writer: RecordWriter | None = None
         self.pending: memoryview | None = None
+        self.ended = False
+        self.carried = 0
+
+    def resume(self) -> None:
+        """Read from the source, and first what was read before.
+
+        Of a session that came here with ciphertext, there may be whole records in that.
+        """
+        relay = self.connection.relay
+        relay.loop.add_reader(self.source.fileno(), self.readable)
+        reader = self.reader
+        if reader is not None and (reader.unread or reader.closed):
+            self.carry(reader.restore(relay.buffer))
 
     def readable(self) -> None:
-        """Read from the client once, open, and write to the target."""
+        """Read from the source once, open and seal, and write to the sink."""
         connection = self.connection
-        reader = connection.reader
         relay = connection.relay
-        buffer = relay.buffer
-        offset = reader.restore(buffer)
-        try:
-            count = connection.client.recv_into(buffer[offset:] if offset else buffer)
-        except (BlockingIOError, InterruptedError):
-            reader.unread = bytes(buffer[:offset])
-            return
-        except OSError as error:
-            connection.client_failed("read from the client failed", error)
-            return
-        if not count:
-            connection.client_truncated()
-            return
-        connection.touched = relay.loop.time()
-        self.opened(offset + count)
-
-    def opened(self, length: int) -> None:
-        """Open what lies in the receive buffer, and write it to the target."""
-        connection = self.connection
-        reader = connection.reader
-        relay = connection.relay
-        output = relay.output
-        if not connection.warm:
-            relay.warm_up(connection)
-        try:
-            count = reader.open(relay.buffer, length, output)
-        except PeerError as error:
-            connection.refuse(error)
-            return
-        if count:
-            target = connection.target
-            try:
-                sent = target.send(output[:count])
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            except OSError as error:
-                connection.target_failed("write to the target failed", error)
-                return
-            if sent < count:
-                self._hold(bytes(output[sent:count]))
-        if reader.update_requested or reader.renegotiation_refused:
-            connection.to_client.answer()
-        if reader.closed and connection.state is not State.CLOSED:
-            connection.client_closed()
-
-    def _hold(self, data: bytes) -> None:
-        connection = self.connection
-        self.pending = memoryview(data)
-        connection.relay.loop.remove_reader(connection.client_fd)
-        connection.relay.loop.add_writer(connection.target_fd, self._writable)
-
-    def _writable(self) -> None:
-        connection = self.connection
-        pending = self.pending
-        if pending is None:
-            return
-        try:
-            sent = connection.target.send(pending)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            connection.target_failed("write to the target failed", error)
-            return
-        loop = connection.relay.loop
-        connection.touched = loop.time()
-        if sent < len(pending):
-            self.pending = pending[sent:]
-            return
-        self.pending = None
-        loop.remove_writer(connection.target_fd)
-        if connection.reader.closed:
-            connection.finish_target()
+        reader = self.reader
+        offset = 0
+        if reader is None:
+            room = relay.chunk
         else:
-            loop.add_reader(connection.client_fd, self.readable)
-
-
-class ToClient:
-    """From the target to the client: seals."""
-
-    __slots__ = ("connection", "pending")
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.pending: memoryview | None = None
-
-    def readable(self) -> None:
-        """Read from the target once, seal, and write to the client."""
-        connection = self.connection
-        relay = connection.relay
+            room = relay.buffer
+            if reader.unread:
+                offset = reader.restore(room)
+                room = room[offset:]
         try:
-            count = connection.target.recv_into(relay.chunk)
+            count = self.source.recv_into(room)
         except (BlockingIOError, InterruptedError):
+            if reader is not None:
+                reader.unread = bytes(relay.buffer[:offset])
             return
         except OSError as error:
-            connection.target_failed("read from the target failed", error)
+            connection.broken(self.source, "read from", error)
             return
         if not count:
-            connection.target_closed()
+            connection.hung_up(self)
             return
         connection.touched = relay.loop.time()
+        self.carry(offset + count)
+
+    def carry(self, length: int) -> None:
+        """Carry what lies in the receive buffer to the sink."""
+        connection = self.connection
+        relay = connection.relay
+        reader, writer = self.reader, self.writer
         if not connection.warm:
             relay.warm_up(connection)
+        data, room = relay.buffer, relay.output
+        blamed = self.source
         try:
-            length = connection.writer.seal(relay.buffer, count, relay.output)
+            if reader is not None:
+                length = reader.open(data, length, room)
+                data, room = room, relay.resealed
+            if writer is None:
+                if reader is None:
+                    self.carried += length
+            elif length:
+                blamed = self.sink
+                length = writer.seal(data, length, room)
+                data = room
         except PeerError as error:
-            connection.refuse(error)
+            connection.refuse(blamed, error)
             return
-        self._send(relay.output[:length])
+        if length and not self._send(data[:length]):
+            return
+        if reader is not None:
+            if reader.update_requested or reader.renegotiation_refused:
+                connection.opposite(self).answer()
+            if reader.closed and not self.ended and connection.state is not State.CLOSED:
+                connection.ended(self)
 
-    def _send(self, sealed: memoryview) -> bool:
-        """Write to the client; False when that failed and the connection is at its end."""
-        connection = self.connection
+    def _send(self, data: memoryview) -> bool:
+        """Write to the sink; False when that failed and the connection is at its end."""
         try:
-            sent = connection.client.send(sealed)
+            sent = self.sink.send(data)
         except (BlockingIOError, InterruptedError):
             sent = 0
         except OSError as error:
-            connection.client_failed("write to the client failed", error)
+            self.connection.broken(self.sink, "write to", error)
             return False
-        if sent < len(sealed):
-            self.hold(bytes(sealed[sent:]))
+        if sent < len(data):
+            self.hold(bytes(data[sent:]))
         return True
 
-    def hold(self, sealed: bytes) -> None:
-        """Keep what the client does not take yet, and read no more from the target."""
+    def hold(self, data: bytes) -> None:
+        """Keep what the sink does not take yet, and read no more from the source."""
         connection = self.connection
         loop = connection.relay.loop
-        self.pending = memoryview(sealed)
-        if connection.target_fd >= 0:
-            loop.remove_reader(connection.target_fd)
-        loop.add_writer(connection.client_fd, self._writable)
+        self.pending = memoryview(data)
+        if connection.target is not None:
+            loop.remove_reader(self.source.fileno())
+        loop.add_writer(self.sink.fileno(), self._writable)
 
     def answer(self) -> bool:
-        """Seal what the client is owed, a KeyUpdate or no_renegotiation; True if more can follow.
+        """Seal what the sink is owed, a KeyUpdate or no_renegotiation; True if more can follow.
 
-        It waits while anything is pending, so that a client that asks without reading does not
-        make us hold more and more; no data is sealed before it either.
+        It waits while anything is pending, so that a peer that asks without reading does not make
+        us hold more and more; no data is sealed before it either.
         """
         connection = self.connection
-        reader, writer = connection.reader, connection.writer
-        if self.pending is None and not writer.closed:
-            if reader.update_requested:
-                reader.update_requested = False
+        peer, writer = connection.opposite(self).reader, self.writer
+        if peer is not None and writer is not None and self.pending is None and not writer.closed:
+            if peer.update_requested:
+                peer.update_requested = False
                 self._send(memoryview(writer.key_update(request=False)))
-            elif reader.renegotiation_refused:
-                reader.renegotiation_refused = False
+            elif peer.renegotiation_refused:
+                peer.renegotiation_refused = False
                 self._send(memoryview(writer.alert(Alert.NO_RENEGOTIATION)))
         return self.pending is None and connection.state is not State.CLOSED
 
     def close(self) -> bool:
-        """Seal close_notify and send FIN, once; False when the client is gone."""
-        connection = self.connection
-        writer = connection.writer
-        if not writer.closed and not self._send(memoryview(writer.alert(Alert.CLOSE_NOTIFY))):
-            return False
-        if self.pending is None and connection.state is not State.CLOSED:
-            finish(connection.client)  # when both sides have ended, closing says the same
+        """Send the end, once all is written: close_notify and FIN; False when the sink is gone."""
+        writer = self.writer
+        if writer is not None and not writer.closed:
+            sealed = memoryview(writer.alert(Alert.CLOSE_NOTIFY))
+            if not self._send(sealed):
+                return False
+        if self.pending is None and self.connection.state is not State.CLOSED:
+            finish(self.sink)  # when both sides have ended, closing says the same
         return True
+
+    def alert(self, alert: int) -> bytes:
+        """Seal a last alert; nothing when the sink could not read it."""
+        writer = self.writer
+        if writer is None or writer.closed or self.pending is not None:
+            return b""
+        return writer.alert(alert)
+
+    def park(self) -> None:
+        """Forget the derived keys until the next record."""
+        if self.reader is not None:
+            self.reader.park()
+        if self.writer is not None:
+            self.writer.park()
 
     def _writable(self) -> None:
         connection = self.connection
@@ -198,11 +184,11 @@ class ToClient:
         if pending is None:
             return
         try:
-            sent = connection.client.send(pending)
+            sent = self.sink.send(pending)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            connection.client_failed("write to the client failed", error)
+            connection.broken(self.sink, "write to", error)
             return
         loop = connection.relay.loop
         connection.touched = loop.time()
@@ -210,10 +196,10 @@ class ToClient:
             self.pending = pending[sent:]
             return
         self.pending = None
-        loop.remove_writer(connection.client_fd)
+        loop.remove_writer(self.sink.fileno())
         if not self.answer():
             return
-        if connection.target_ended:
-            connection.finish_client()
-        elif connection.target_fd >= 0:
-            loop.add_reader(connection.target_fd, self.readable)
+        if self.ended:
+            connection.pass_on(self)
+        elif connection.target is not None:
+            self.resume()

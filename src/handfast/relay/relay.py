@@ -6,27 +6,30 @@ buffers here are the only ones: every connection of the process uses them, one c
 
 from __future__ import annotations
 
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
-
-from handfast.config import TcpAddress, Timeouts, UnixAddress
-from handfast.errors import HandfastError
-from handfast.handover import channel
-from handfast.handover.message import Handover
-from handfast.observe.counters import Counters
-from handfast.observe.events import SystemFault
+from handfast.config import Timeouts
+from handfast.handover.message import Handover, Passthrough
+from handfast.observe.counters import Counters, Gauge
 from handfast.observe.log import Log
 from handfast.relay.connection import Connection
+from handfast.relay.generation import Generation
+from handfast.relay.intake import Intake
+from handfast.relay.plan import Plan
 from handfast.relay.resolver import Resolver
+from handfast.relay.review import Review
 from handfast.relay.state import State
-from handfast.tls.writer import room_for
+from handfast.relay.targets import Targets
+from handfast.tls.alerts import Alert
+from handfast.tls.writer import RecordWriter, room_for
+from handfast.transport.census import Column
 from handfast.transport.deadlines import Deadlines
+from handfast.transport.lingering import take_leave
 from handfast.transport.loop import Loop
+from handfast.transport.plain import reset
 
 READ_SIZE: Final = 8 << 14
 """Bytes of one read: eight records' worth, so that one `send` carries up to eight."""
@@ -37,76 +40,92 @@ WARM_LIMIT: Final = 512
 WARM_SECONDS: Final = 0.25
 
 
-class Service(msgspec.Struct, frozen=True):
-    """What a relay knows of a listener: its address for the log, and where its clients go."""
-
-    listen_ip: str
-    listen_port: int
-    family: int
-    target: TcpAddress | UnixAddress
-
-
 class Relay:
-    """The connections of one relay process."""
+    """The connections of one relay process. `column` is where they are counted for all to see."""
 
     def __init__(
         self,
         loop: Loop,
         receiver: socket.socket,
-        services: tuple[Service, ...],
-        timeouts: Timeouts,
+        resolver: Resolver,
+        plan: Plan,
+        column: Column,
         log: Log,
         ended: Callable[[], None],
     ) -> None:
         self.loop = loop
-        self.services = services
-        self.timeouts = timeouts
         self.log = log
+        self.resolver = resolver
         self.counters = Counters()
+        self.counters.refresh = self._refresh
         self.deadlines = Deadlines(loop)
-        self.resolver = Resolver(loop)
+        self.targets = Targets(loop.time, log.emit)
         # One byte more than is read: sealing puts the content type behind the last.
-        self.buffer: Final = memoryview(bytearray(READ_SIZE + (1 << 15)))
+        size = READ_SIZE + (1 << 15)
+        self.output: Final = memoryview(bytearray(room_for(size)))
+        # What was opened into `output` is sealed again into the room that it was read into.
+        self.resealed: Final = memoryview(bytearray(room_for(len(self.output))))
+        self.buffer: Final = self.resealed[:size]
         self.chunk: Final = self.buffer[:READ_SIZE]
-        self.output: Final = memoryview(bytearray(room_for(len(self.buffer))))
         self.connections: Final[set[Connection]] = set()
         self._warm: deque[Connection] = deque()
-        self._receiver = receiver
+        self._bytes = [0, 0]  # of connections that have ended: from clients, and to them
+        self.column: Final = column
         self._draining = False
         self._ended = ended
-        loop.add_reader(receiver.fileno(), self._readable)
+        self._review: Review | None = None
+        self.generation = Generation(plan)
+        self.targets.configure(self.generation.services(), plan.relays)
+        self.intake = Intake(loop, receiver, self._adopt, self._end_if_drained, log)
 
-    def _readable(self) -> None:
-        self._take()
+    @property
+    def timeouts(self) -> Timeouts:
+        """The timeouts of the generation."""
+        return self.generation.plan.timeouts
 
-    def _take(self) -> bool:
-        """Take one session from the channel; False when there was none."""
-        try:
-            taken = channel.receive(self._receiver)
-        except (HandfastError, OSError) as error:
-            self._refuse(str(error))
-            return True
-        if taken is not None:
-            handover, descriptor = taken
-            if handover.listener < len(self.services):
-                self._adopt(handover, descriptor)
-            else:
-                os.close(descriptor)
-                self._refuse(f"no listener {handover.listener}")
-        return taken is not None
-
-    def _refuse(self, reason: str) -> None:
-        self.log.emit(SystemFault(error_msg="a hand-over was refused", error_desc=reason))
+    def configure(self, plan: Plan) -> None:
+        """Go by this plan from now on; live connections that it does not allow are ended soon."""
+        review = self._review
+        settled = review is None or review.done
+        if review is not None:
+            review.cancel()
+        self.generation = Generation(plan, self.generation, settled=settled)
+        self.targets.configure(self.generation.services(), plan.relays)
+        self._review = Review(self)
 
     def _adopt(self, handover: Handover, descriptor: int) -> None:
-        service = self.services[handover.listener]
+        listener = self.generation.listeners.get(handover.listener)
+        if listener is None:
+            self._turn_away(handover, descriptor)
+            return
         # The acceptor made it non-blocking, which is a property of the open file: no call here.
-        client = socket.socket(service.family, socket.SOCK_STREAM, 0, descriptor)
+        client = socket.socket(listener.plan.family, socket.SOCK_STREAM, 0, descriptor)
         self.counters.relayed += 1
         self.counters.active += 1
-        connection = Connection(self, service, client, handover)
+        connection = Connection(self, listener.plan, client, handover)
         self.connections.add(connection)
-        connection.start()
+        if (
+            handover.generation != self.generation.plan.generation
+            and not connection.is_passed_through
+        ):
+            decision = self.generation.decide(
+                handover.listener, connection.certificates, generation=handover.generation
+            )
+            if not decision.allowed:
+                connection.deny(decision)
+                return
+        connection.start(handover)
+
+    def _turn_away(self, handover: Handover, descriptor: int) -> None:
+        """End a connection whose listener was taken out of the configuration on its way here."""
+        self.intake.refuse(f"listener {handover.listener} is no longer configured")
+        client = socket.socket(fileno=descriptor)
+        session = handover.session
+        if isinstance(session, Passthrough) or session.write.closed:
+            reset(client)
+            return
+        sealed = session.unsent + RecordWriter(session).alert(Alert.ACCESS_DENIED)
+        take_leave(self.loop, self.deadlines, client, sealed)
 
     def warm_up(self, connection: Connection) -> None:
         """Let a connection derive its keys, and take them from those that were used long ago.
@@ -129,13 +148,31 @@ class Relay:
 
     def forget(self, connection: Connection) -> None:
         """Take a connection that has ended out of the books."""
-        counters = self.counters
-        counters.active -= 1
-        counters.bytes_in += connection.reader.bytes
-        counters.bytes_out += connection.writer.bytes
+        self.counters.active -= 1
+        bytes_in, bytes_out = connection.counts()
+        self._bytes[0] += bytes_in
+        self._bytes[1] += bytes_out
         self.connections.discard(connection)
-        if self._draining and not self.connections:
+        self.column.leave(connection.place)
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        if self._draining and self.intake.drained and not self.connections:
             self._ended()
+
+    def _refresh(self) -> None:
+        """Bring up to date what is counted when it is asked for."""
+        counters = self.counters
+        counters.bytes_in, counters.bytes_out = self._bytes
+        for connection in self.connections:
+            bytes_in, bytes_out = connection.counts()
+            counters.bytes_in += bytes_in
+            counters.bytes_out += bytes_out
+        counters.gauges = tuple(
+            Gauge(name, (("target", str(state.address)),), value)
+            for state in self.targets.states()
+            for name, value in (("target_up", state.up), ("target_connections", state.active))
+        )
 
     def drain(self) -> None:
         """Take what is in the channel and no more; the relay ends with its last connection.
@@ -144,12 +181,8 @@ class Relay:
         """
         if self._draining:
             return
-        while self._take():
-            pass
         self._draining = True
-        self.loop.remove_reader(self._receiver.fileno())
-        if not self.connections:
-            self._ended()
+        self.intake.drain()
 
     def end_all(self, reason: str) -> None:
         """End every connection, because the time to drain is over."""

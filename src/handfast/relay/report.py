@@ -5,14 +5,19 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from handfast.observe.events import Proxy
+from handfast.observe.events import Auth, Proxy
+from handfast.tls.alerts import alert_name
+from handfast.tls.certificates import certificate_fields
 from handfast.tls.keys import VERSION_NAMES
+from handfast.tls.session import Session
 
 if TYPE_CHECKING:
+    from handfast.errors import BackendError
+    from handfast.handover.message import Handover, Passthrough
     from handfast.observe.log import Log
+    from handfast.policy.clients import Decision
     from handfast.relay.connection import Connection
-    from handfast.relay.relay import Service
-    from handfast.tls.session import Session
+    from handfast.relay.plan import ListenerPlan
 
 
 Subevent: TypeAlias = Literal[
@@ -21,57 +26,66 @@ Subevent: TypeAlias = Literal[
 
 
 class Reporter:
-    """Remembers what the later events of a connection repeat of the earlier ones."""
+    """Remembers what the later events of a connection repeat of the earlier ones.
+
+    `accepted` is by CLOCK_MONOTONIC.
+    """
 
     __slots__ = (
-        "_accepted",
         "_client_ended",
         "_client_ip",
         "_client_port",
+        "_listen_ip",
+        "_listen_port",
         "_log",
         "_server_ended",
         "_server_ip",
         "_server_port",
-        "_service",
+        "accepted",
     )
 
-    def __init__(self, log: Log, service: Service, session: Session, accepted: float) -> None:
+    def __init__(self, log: Log, listener: ListenerPlan, handover: Handover) -> None:
+        peer = handover.session.peer
+        self.accepted = handover.accepted
+        self._client_ip = peer.address
+        self._client_port = peer.port or None
+        self._listen_ip = listener.listen_ip
+        self._listen_port = listener.listen_port or None
         self._log = log
-        self._service = service
-        self._client_ip = session.peer.address
-        self._client_port = session.peer.port or None
         self._server_ip = ""
         self._server_port: int | None = None
-        self._accepted = accepted
         self._client_ended = False
         # There is no end of what never was.
         self._server_ended = True
 
-    def client_connect(self, session: Session) -> None:
-        """Tell that a session has arrived."""
+    def client_connect(self, session: Session | Passthrough) -> None:
+        """Tell that a session, or a connection to be passed through, has arrived."""
         peer = session.peer
         self._emit(
             "client_connect",
             sni=peer.sni,
             alpn=peer.alpn,
-            tls_version=VERSION_NAMES[session.version],
+            tls_version=VERSION_NAMES[session.version] if isinstance(session, Session) else "",
             group=peer.group,
         )
 
-    def server_connect(self, ip: str, port: int, started: float) -> None:
-        """Tell that the target answered; `started` is when dialling began, by CLOCK_MONOTONIC."""
-        self._server_ip = ip
-        self._server_port = port or None
+    def server_connect(self, address: Any, started: float) -> None:
+        """Tell that the target answered; `started` is when dialling began, by CLOCK_MONOTONIC.
+
+        `address` begins with IP address and port, or with a Unix socket and 0.
+        """
+        self._server_ip = address[0]
+        self._server_port = address[1] or None
         self._server_ended = False
         self._emit("server_connect", duration_ms=_since(started))
 
-    def not_connected(self, started: float, reason: str, description: str) -> None:
+    def not_connected(self, started: float, error: BackendError) -> None:
         """Tell that no target could be reached."""
         self._emit(
             "server_connect",
             duration_ms=_since(started),
-            error_msg=reason,
-            error_desc=description,
+            error_msg=error.reason,
+            error_desc=error.description,
         )
 
     def server_disconnect(self, reason: str = "", description: str = "") -> None:
@@ -80,7 +94,7 @@ class Reporter:
             self._server_ended = True
             self._emit(
                 "server_disconnect",
-                duration_ms=_since(self._accepted),
+                duration_ms=_since(self.accepted),
                 error_msg=reason,
                 error_desc=description,
             )
@@ -91,24 +105,42 @@ class Reporter:
         """Tell that the client's connection ended, in order when there is no reason."""
         if not self._client_ended:
             self._client_ended = True
+            bytes_in, bytes_out = connection.counts()
             self._emit(
                 "client_disconnect",
-                bytes_in=connection.reader.bytes,
-                bytes_out=connection.writer.bytes,
-                duration_ms=_since(self._accepted),
+                bytes_in=bytes_in,
+                bytes_out=bytes_out,
+                duration_ms=_since(self.accepted),
                 error_msg=reason,
                 error_desc=description,
             )
 
+    def denied(self, certificates: tuple[bytes, ...], decision: Decision) -> None:
+        """Tell that a client that had been let in is now refused, for its certificate."""
+        self._log.emit(
+            Auth(
+                subevent="mtls",
+                outcome="denied",
+                client_ip=self._client_ip,
+                client_port=self._client_port,
+                listen_ip=self._listen_ip,
+                listen_port=self._listen_port,
+                reason=decision.reason,
+                alert=f"{alert_name(decision.alert)} sent" if decision.alert is not None else "",
+                error_msg=decision.text,
+                duration_ms=_since(self.accepted),
+                **certificate_fields(certificates),
+            )
+        )
+
     def _emit(self, subevent: Subevent, **fields: Any) -> None:
-        service = self._service
         self._log.emit(
             Proxy(
                 subevent=subevent,
                 client_ip=self._client_ip,
                 client_port=self._client_port,
-                listen_ip=service.listen_ip,
-                listen_port=service.listen_port or None,
+                listen_ip=self._listen_ip,
+                listen_port=self._listen_port,
                 server_ip=self._server_ip,
                 server_port=self._server_port,
                 **fields,

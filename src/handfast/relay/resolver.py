@@ -1,7 +1,11 @@
-"""Where targets are: literal addresses and paths at once, names by the system's resolver.
+"""Where targets are: IP addresses at once, the rest by asking the resolver process.
 
-The resolver blocks, so it has two threads, started for the first name. Answers are kept for ten
-seconds; while a name is looked up, all who ask for it wait for the same answer.
+A relay in its sandbox can neither look up a name nor open the path of a Unix socket.
+
+The addresses of a name are asked for again every ten seconds while the name is in use, so that a
+change is followed without anybody waiting for an answer. While that fails, the last good answer
+serves on, for five minutes. A name that nothing has used for five minutes is forgotten. No failure
+is kept: the next connection asks again.
 """
 
 from __future__ import annotations
@@ -9,24 +13,30 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, zip_longest
+from functools import partial
+from itertools import chain, count, zip_longest
 from typing import Any, Final, TypeAlias
 
-from handfast.config import Address, TcpAddress, UnixAddress
+from handfast.config import TcpAddress, UnixAddress
 from handfast.errors import BackendError
+from handfast.relay import question
+from handfast.relay.question import Answer, Ask, Connect, Connected, Found, NotFound, Question
 from handfast.transport.loop import Loop
 
 Endpoint: TypeAlias = tuple[int, Any]
 """An address family and the address as `connect` takes it."""
 
-Answer: TypeAlias = list[Endpoint] | BackendError
-Callback: TypeAlias = Callable[[Answer], None]
+Resolved: TypeAlias = Callable[[list[Endpoint] | BackendError], None]
+Opened: TypeAlias = Callable[[socket.socket | BackendError], None]
+_Answered: TypeAlias = Callable[[Answer | BackendError, int], None]
 
-CACHE_SECONDS: Final = 10.0
-_THREADS: Final = 2
+REFRESH_SECONDS: Final = 10.0
+KEEP_SECONDS: Final = 300.0
+ANSWER_SECONDS: Final = 6.0
+"""How long an answer is waited for: one second more than the resolver takes to give up."""
 
 
 def interleave(endpoints: list[Endpoint]) -> list[Endpoint]:
@@ -38,70 +48,199 @@ def interleave(endpoints: list[Endpoint]) -> list[Endpoint]:
     return [each for each in chain(*zip_longest(first, others)) if each is not None]
 
 
+class _Name:
+    """What is known of one name: its last good answer, and who waits for the first one."""
+
+    __slots__ = ("endpoints", "found", "used", "waiting")
+
+    def __init__(self) -> None:
+        self.endpoints: list[Endpoint] = []
+        self.found = self.used = 0.0
+        self.waiting: list[Resolved] = []
+
+
 class Resolver:
-    """The resolver of one process. Its callbacks come from the event loop."""
+    """Asks for one relay. Callbacks come from the event loop, or before the call returns.
 
-    def __init__(self, loop: Loop) -> None:
+    `failed_refreshes` counts those that left an old answer in use.
+    """
+
+    def __init__(self, loop: Loop, channel: socket.socket) -> None:
+        self.failed_refreshes = 0
         self._loop = loop
-        self._known: dict[TcpAddress, tuple[float, list[Endpoint]]] = {}
-        self._waiting: dict[TcpAddress, list[Callback]] = {}
-        self._answers: deque[tuple[TcpAddress, Answer]] = deque()
-        self._threads: ThreadPoolExecutor | None = None
-        self._wake = -1
+        self._channel: Final = channel
+        self._names: dict[TcpAddress, _Name] = {}
+        # A relay that follows one that died finds answers in the channel that are not its own.
+        self._numbers = count(time.monotonic_ns())
+        self._asked: dict[int, tuple[float, _Answered]] = {}  # the oldest first
+        self._timed = False  # a timer waits for the oldest of them, or for an older one
+        self._unsent: deque[Question] = deque()
+        loop.add_reader(channel.fileno(), self._readable)
 
-    def resolve(self, target: Address, callback: Callback) -> None:
-        """Look a target up and call back, perhaps before this returns."""
-        if isinstance(target, UnixAddress):
-            callback([(socket.AF_UNIX, target.path)])
+    def resolve(self, address: TcpAddress, callback: Resolved) -> None:
+        """Give the endpoints of an address, at least one, or the reason why there is none."""
+        name = self._names.get(address)
+        if name is None:
+            name = self._begin(address)
+        name.used = self._loop.time()
+        if name.endpoints:
+            callback(name.endpoints)
             return
-        until, endpoints = self._known.get(target, (0.0, []))
-        if self._loop.time() < until:
-            callback(endpoints)
-        elif literal := _literal(target):
-            self._known[target] = (float("inf"), [literal])
-            callback([literal])
-        elif target in self._waiting:
-            self._waiting[target].append(callback)
+        name.waiting.append(callback)
+        if len(name.waiting) == 1:
+            self._look_up(address, name)
+
+    def connect(self, address: UnixAddress, callback: Opened) -> None:
+        """Give a non-blocking socket connected to the path, for the callee to own, or the reason.
+
+        The callback always comes, within ANSWER_SECONDS; who no longer wants the socket closes it.
+        """
+        answered = partial(_open, address, callback)
+        self._ask(Connect(next(self._numbers), address.path), answered)
+
+    def _begin(self, address: TcpAddress) -> _Name:
+        name = self._names[address] = _Name()
+        if literal := _literal(address):
+            name.endpoints.append(literal)
+        return name
+
+    def _look_up(self, address: TcpAddress, name: _Name) -> None:
+        answered = partial(self._looked_up, address, name)
+        self._ask(Ask(next(self._numbers), address.host, address.port), answered)
+
+    def _looked_up(
+        self, address: TcpAddress, name: _Name, answer: Answer | BackendError, descriptor: int
+    ) -> None:
+        if descriptor >= 0:
+            os.close(descriptor)  # an answer to another kind of question
+        now = self._loop.time()
+        found = _endpoints(address, answer)
+        if not isinstance(found, BackendError):
+            name.endpoints, name.found = found, now
+        elif name.endpoints and now < name.found + KEEP_SECONDS:
+            self.failed_refreshes += 1
         else:
-            self._waiting[target] = [callback]
-            self._pool().submit(self._query, target)
+            del self._names[address]
+        if address in self._names:
+            self._loop.call_at(now + REFRESH_SECONDS, partial(self._refresh, address, name))
+        waiting, name.waiting = name.waiting, []
+        for callback in waiting:
+            callback(found)
 
-    def _pool(self) -> ThreadPoolExecutor:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(_THREADS, "resolver")
-            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self._loop.add_reader(self._wake, self._deliver)
-        return self._threads
+    def _refresh(self, address: TcpAddress, name: _Name) -> None:
+        if self._loop.time() < name.used + KEEP_SECONDS:
+            self._look_up(address, name)
+        else:
+            del self._names[address]
 
-    def _query(self, target: TcpAddress) -> None:
-        """Run in a thread: ask, leave the answer, and wake the event loop."""
-        answer: Answer
+    def _ask(self, asked: Question, answered: _Answered) -> None:
+        """Send a question, when the channel has room; the time for its answer begins now."""
+        until = self._loop.time() + ANSWER_SECONDS
+        if not self._timed:
+            self._timed = True
+            self._loop.call_at(until, self._expire)
+        self._asked[asked.number] = (until, answered)
+        self._unsent.append(asked)
+        if len(self._unsent) == 1:
+            self._write()
+
+    def _write(self) -> None:
+        """Send what there is room for, and come back when there is more."""
         try:
-            found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-            answer = interleave([(family, address) for family, _, _, _, address in found])
-        except (OSError, UnicodeError) as error:
-            description = getattr(error, "strerror", None) or str(error)
-            answer = BackendError(f"cannot resolve {target.host}", description=description)
-        self._answers.append((target, answer))
-        os.eventfd_write(self._wake, 1)
+            while self._unsent and question.send(self._channel, self._unsent[0]):
+                self._unsent.popleft()
+        except OSError:
+            self._lose()
+        if self._unsent:
+            self._loop.add_writer(self._channel.fileno(), self._write)
+        else:
+            self._loop.remove_writer(self._channel.fileno())
 
-    def _deliver(self) -> None:
-        os.eventfd_read(self._wake)
-        while self._answers:
-            target, answer = self._answers.popleft()
-            if not isinstance(answer, BackendError):
-                self._known[target] = (self._loop.time() + CACHE_SECONDS, answer)
-            for callback in self._waiting.pop(target):
-                callback(answer)
+    def _readable(self) -> None:
+        try:
+            taken = question.receive_answer(self._channel)
+        except EOFError:
+            self._loop.remove_reader(self._channel.fileno())
+            self._lose()
+            return
+        if taken is None:
+            return
+        answer, descriptor = taken
+        _, answered = self._asked.pop(answer.number, (0.0, None))
+        if answered is not None:
+            answered(answer, descriptor)
+        elif descriptor >= 0:
+            os.close(descriptor)  # whoever asked waits no more
+
+    def _expire(self) -> None:
+        """Fail what has waited too long."""
+        now = self._loop.time() + 0.01  # a timer may come a millisecond early
+        late = [number for number, (until, _) in self._asked.items() if until <= now]
+        self._fail(late, BackendError(f"the resolver gave no answer in {ANSWER_SECONDS:g} s"))
+        while self._unsent and self._unsent[0].number not in self._asked:
+            self._unsent.popleft()
+        self._timed = bool(self._asked)
+        if self._timed:
+            until, _ = next(iter(self._asked.values()))
+            self._loop.call_at(until, self._expire)
+
+    def _lose(self) -> None:
+        """Fail all questions, because nobody is left to answer them."""
+        self._unsent.clear()
+        self._fail(list(self._asked), BackendError("the resolver is gone"))
+
+    def _fail(self, numbers: list[int], error: BackendError) -> None:
+        for number in numbers:
+            _, answered = self._asked.pop(number, (0.0, None))
+            if answered is not None:
+                answered(error, -1)
 
 
-def _literal(target: TcpAddress) -> Endpoint | None:
+def _literal(address: TcpAddress) -> Endpoint | None:
+    if "%" in address.host:
+        return None  # a scoped address needs the resolver, for the number of its interface
     try:
-        address = ipaddress.ip_address(target.host)
+        ipaddress.ip_address(address.host)
     except ValueError:
         return None
-    if address.version == 4:
-        return socket.AF_INET, (target.host, target.port)
-    if "%" in target.host:
-        return None  # a scoped address needs the resolver, for the number of its interface
-    return socket.AF_INET6, (target.host, target.port, 0, 0)
+    return _endpoint(address.host, address.port, 0)
+
+
+def _endpoint(ip: str, port: int, scope: int) -> Endpoint:
+    if ":" in ip:
+        return socket.AF_INET6, (ip, port, 0, scope)
+    return socket.AF_INET, (ip, port)
+
+
+def _endpoints(address: TcpAddress, answer: Answer | BackendError) -> list[Endpoint] | BackendError:
+    """Read an answer to an Ask."""
+    if isinstance(answer, BackendError):
+        return answer
+    if isinstance(answer, NotFound):
+        return BackendError(answer.reason, description=answer.description)
+    if isinstance(answer, Found) and all(_is_ip(ip) for ip, _ in answer.places):
+        return interleave([_endpoint(ip, address.port, scope) for ip, scope in answer.places])
+    return BackendError(f"the resolver gave no addresses of {address.host}")
+
+
+def _is_ip(text: str) -> bool:
+    try:
+        return not getattr(ipaddress.ip_address(text), "scope_id", None)
+    except ValueError:
+        return False
+
+
+def _open(
+    address: UnixAddress, callback: Opened, answer: Answer | BackendError, descriptor: int
+) -> None:
+    """Read an answer to a Connect."""
+    if isinstance(answer, Connected):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+        sock.setblocking(False)
+        callback(sock)
+    elif isinstance(answer, NotFound):
+        callback(BackendError(answer.reason, description=answer.description))
+    elif isinstance(answer, BackendError):
+        callback(answer)
+    else:
+        callback(BackendError(f"the resolver did not connect to {address}"))

@@ -1,0 +1,133 @@
+"""Where sessions come in: taken from the channel while there are descriptors for them.
+
+A session whose socket finds no free descriptor is lost: the kernel has taken it from the channel by
+the time that it says so. So a relay stops short of its limit. The kernel gives the lowest number
+that is free, so a high one says that few are left, and nothing has to be counted. What lies above
+is for the targets' sockets. Sessions wait in the channel meanwhile; when that is full the acceptors
+accept no more, and clients wait in the kernel's queue.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from handfast.errors import HandfastError
+from handfast.handover import channel
+from handfast.handover.message import Handover
+from handfast.observe.events import Accepting, SystemFault
+from handfast.observe.log import Log
+from handfast.transport.loop import Loop, Timer
+
+PAUSE_SECONDS: Final = 0.1
+CALM_SECONDS: Final = 1.0
+"""How long it has to go well again until the log says so; else it would say so all the time."""
+_MOST_SPARE: Final = 1024
+
+
+class Intake:
+    """Takes sessions from `receiver` and gives them to `adopt`, with their descriptors.
+
+    After `drain`, when the channel is empty, `drained` is true, and `rested` is called.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        receiver: socket.socket,
+        adopt: Callable[[Handover, int], None],
+        rested: Callable[[], None],
+        log: Log,
+    ) -> None:
+        self._loop = loop
+        self._receiver = receiver
+        self._adopt = adopt
+        self._rested = rested
+        self.drained = False
+        self._log = log
+        self._ceiling: Final = _ceiling()
+        self._paused = False
+        self._draining = False
+        self._calm: Timer | None = None
+        self._told = False
+        loop.add_reader(receiver.fileno(), self._take)
+
+    def _take(self) -> bool:
+        """Take one session; False when there was none, or there was no room for it."""
+        try:
+            taken = channel.receive(self._receiver)
+        except OSError as error:  # no descriptor was free after all
+            self.refuse(error.strerror or str(error))
+            self.pause()
+            return False
+        except HandfastError as error:
+            self.refuse(str(error))
+            return True
+        if taken is None:
+            return False
+        if taken[1] >= self._ceiling:
+            self.pause()
+        self._adopt(*taken)
+        return True
+
+    def refuse(self, reason: str) -> None:
+        """Tell of a session that was not taken."""
+        self._log.emit(SystemFault(error_msg="a hand-over was refused", error_desc=reason))
+
+    def drain(self) -> None:
+        """Take what is in the channel and no more."""
+        self._draining = True
+        while not self._paused and self._take():
+            pass
+        if not self._paused:
+            self._loop.remove_reader(self._receiver.fileno())
+            self.drained = True
+            self._rested()
+
+    def pause(self) -> None:
+        """Take nothing for a while: a descriptor was wanted, and none was free, or few are left."""
+        if self._paused:
+            return
+        self._paused = True
+        self._loop.remove_reader(self._receiver.fileno())
+        self._loop.call_later(PAUSE_SECONDS, self._look_again)
+        if self._calm is not None:
+            self._calm.cancel()
+        if not self._told:
+            self._told = True
+            self._log.emit(Accepting("paused", "few descriptors are left; raise LimitNOFILE"))
+
+    def _look_again(self) -> None:
+        if _lowest_free(self._receiver.fileno()) >= self._ceiling:
+            self._loop.call_later(PAUSE_SECONDS, self._look_again)
+            return
+        self._paused = False
+        self._calm = self._loop.call_later(CALM_SECONDS, self._recovered)
+        self._loop.add_reader(self._receiver.fileno(), self._take)
+        if self._draining:
+            self.drain()
+
+    def _recovered(self) -> None:
+        self._told = False
+        self._log.emit(Accepting("resumed"))
+
+
+def _ceiling() -> int:
+    """Give the number of a descriptor at which few are left: a quarter of them, at most 1024."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return int(limit - min(limit // 4, _MOST_SPARE))
+
+
+def _lowest_free(descriptor: int) -> int:
+    try:
+        found = os.dup(descriptor)
+    except OSError:
+        return sys.maxsize
+    os.close(found)
+    return found

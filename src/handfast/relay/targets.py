@@ -1,0 +1,205 @@
+"""Which target gets a connection: balancing, limits, and health learnt from the connections.
+
+A target that cannot be connected to is down: for one second, then for two, and so on up to thirty.
+When the time is over, one connection tries it (half-open), and if that succeeds it is up. While
+others are up it gets no other; when all are down, the one that failed longest ago is tried, so
+that no client is refused without a try.
+
+Every relay knows what it has seen itself. A limit of connections is therefore split: each relay
+has `max(1, limit // relays)` of it. All together never pass the limit, unless it is smaller than
+the number of relays: then it is one connection for each relay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Final, TypeAlias
+
+from handfast.config import Address, Service, Target, TargetTls
+from handfast.errors import BackendError
+from handfast.observe import events
+
+FIRST_PAUSE: Final = 1.0
+LONGEST_PAUSE: Final = 30.0
+
+Identity: TypeAlias = tuple[Address, TargetTls | None]
+Clock: TypeAlias = Callable[[], float]
+Emit: TypeAlias = Callable[[events.Event], None]
+
+
+class TargetState:
+    """What a relay knows of one target: its health, and its own connections to it (`active`).
+
+    From `Pool.pick` to `release` a connection is counted. In between comes `succeeded`, once the
+    target has answered and, where it speaks TLS, has proved itself; or `failed`.
+    """
+
+    __slots__ = (
+        "_clock",
+        "_emit",
+        "_failures",
+        "_trial",
+        "active",
+        "address",
+        "failed_at",
+        "tls",
+        "until",
+    )
+
+    def __init__(self, identity: Identity, clock: Clock, emit: Emit) -> None:
+        self.address, self.tls = identity
+        self.active = 0
+        self.failed_at = 0.0
+        self.until = 0.0  # when it may be tried again
+        self._clock = clock
+        self._emit = emit
+        self._failures = 0  # times in a row that its pause was over and it failed again
+        self._trial = False
+
+    @property
+    def up(self) -> bool:
+        """Tell whether the last that was heard of it is good."""
+        return not self._failures
+
+    def ready(self) -> bool:
+        """Tell whether a connection may go here: it is up, or it is time for a trial."""
+        return not self._failures or (not self._trial and self._clock() >= self.until)
+
+    def take(self) -> None:
+        """Count a connection; where the target is down, it is the trial."""
+        self.active += 1
+        self._trial = self._failures > 0
+
+    def release(self) -> None:
+        """Count a connection no more, however it ended. Once for each `pick`."""
+        self.active -= 1
+        self._trial = False
+
+    def succeeded(self) -> None:
+        """Note that a connection is in order."""
+        self._trial = False
+        if self._failures:
+            self._failures = 0
+            self._emit(events.Target(state="up", address=str(self.address)))
+
+    def failed(self, error: BackendError) -> None:
+        """Note that a connection could not be made; `release` is still to come.
+
+        Of many that fail together, only the first makes the pause longer.
+        """
+        now = self.failed_at = self._clock()
+        if self._failures and now < self.until:
+            return
+        self._failures += 1
+        self.until = now + min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._failures - 1, 10))
+        if self._failures == 1:
+            self._emit(
+                events.Target(
+                    state="down",
+                    address=str(self.address),
+                    error_msg=error.reason,
+                    error_desc=error.description,
+                )
+            )
+
+
+class Pool:
+    """The targets of one service, and whose turn it is."""
+
+    def __init__(self, service: Service, members: tuple[tuple[TargetState, int], ...]) -> None:
+        self.service = service
+        self._members = members  # each with its share of connections; 0 is no limit
+        self._turn = 0
+        self._least = service.balance == "least-connections"
+
+    def __len__(self) -> int:
+        """Give the number of targets."""
+        return len(self._members)
+
+    def pick(self, tried: Collection[TargetState] = ()) -> TargetState | None:
+        """Pick a target that is none of `tried` and take a connection to it, to be released.
+
+        None when there is no such target below its limit.
+        """
+        open_ = [
+            index
+            for index in self._round()
+            if self._has_room(index) and self._members[index][0] not in tried
+        ]
+        if not open_:
+            return None
+        ready = [index for index in open_ if self._members[index][0].ready()]
+        if not ready:
+            index = min(open_, key=lambda each: self._members[each][0].failed_at)
+        elif self._least:
+            index = min(ready, key=lambda each: self._members[each][0].active)
+        else:
+            index = ready[0]
+        self._turn = index + 1
+        target = self._members[index][0]
+        target.take()
+        return target
+
+    def _round(self) -> Iterable[int]:
+        """Give all indices, beginning with the one whose turn it is."""
+        count = len(self._members)
+        return ((self._turn + step) % count for step in range(count))
+
+    def _has_room(self, index: int) -> bool:
+        target, share = self._members[index]
+        return not share or target.active < share
+
+
+class Targets:
+    """All targets of one relay, whatever services they belong to.
+
+    A target is the same wherever its address and its TLS are the same: what is known of it
+    survives a reload, and its connections are counted together.
+    """
+
+    def __init__(self, clock: Clock, emit: Emit) -> None:
+        self._clock = clock
+        self._emit = emit
+        self._relays = 1
+        self._known: dict[Identity, TargetState] = {}
+        self._pools: dict[Service, Pool] = {}
+
+    def configure(self, services: Iterable[Service], relays: int) -> None:
+        """Go by these services from now on, sharing their limits with so many relays in all.
+
+        Connections to targets that are gone may still be released.
+        """
+        self._relays = relays
+        services = set(services)
+        self._pools = {service: self._make(service) for service in services}
+        wanted = {_identity(target) for service in services for target in service.targets}
+        self._known = {
+            identity: state
+            for identity, state in self._known.items()
+            if identity in wanted or state.active
+        }
+
+    def pool(self, service: Service) -> Pool:
+        """Give the pool of one of the configured services, the same until the next `configure`."""
+        return self._pools[service]
+
+    def states(self) -> Iterable[TargetState]:
+        """Give what is known of each target."""
+        return self._known.values()
+
+    def _make(self, service: Service) -> Pool:
+        return Pool(service, tuple((self._state(t), self._share(t)) for t in service.targets))
+
+    def _state(self, target: Target) -> TargetState:
+        identity = _identity(target)
+        if identity not in self._known:
+            self._known[identity] = TargetState(identity, self._clock, self._emit)
+        return self._known[identity]
+
+    def _share(self, target: Target) -> int:
+        limit = target.max_connections
+        return max(1, limit // self._relays) if limit else 0
+
+
+def _identity(target: Target) -> Identity:
+    return target.address, target.tls

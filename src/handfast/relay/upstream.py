@@ -1,0 +1,156 @@
+"""The way to a target, up to where bytes can flow: connect, introduce the client, do TLS.
+
+A target is in order when it has answered and, where it speaks TLS, has proved itself. Until then
+another one can take its place, for the client's bytes have not been sent.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from handfast.config import TcpAddress
+from handfast.errors import BackendError, ConfigError
+from handfast.relay.failover import Failover
+from handfast.relay.securing import Securing
+from handfast.relay.targets import TargetState
+from handfast.tls.names import server_name
+from handfast.tls.session import Session
+from handfast.transport.lingering import Lingering
+from handfast.transport.plain import reset
+
+if TYPE_CHECKING:
+    from handfast.config import Service, TargetTls
+    from handfast.relay.connection import Connection
+
+
+class Reached(msgspec.Struct, frozen=True):
+    """A target that is in order, the receiver's to release.
+
+    `session` is the one with the target, None without TLS; `unsent` is what its socket did not
+    take yet. `address` begins with what the log calls IP address and port.
+    """
+
+    target: TargetState
+    sock: socket.socket
+    address: Any
+    session: Session | None
+    unsent: bytes
+
+
+class Upstream:
+    """One search for a target of a service.
+
+    Ends with one call, of the connection's `connected` or `not_connected`; with none after
+    `cancel`. `header` goes before everything else, TLS included; `early` is what the client has
+    sent, where that is to be carried as it is.
+    """
+
+    __slots__ = (
+        "_address",
+        "_connection",
+        "_early",
+        "_failover",
+        "_header",
+        "_securing",
+        "_sock",
+        "bucket",
+    )
+
+    def __init__(
+        self, connection: Connection, service: Service, header: bytes, early: bytes
+    ) -> None:
+        relay = connection.relay
+        self.bucket = 0
+        self._connection = connection
+        self._header = header
+        self._early = early
+        self._securing: Securing | None = None
+        self._sock: socket.socket | None = None
+        self._address: Any = None
+        self._failover = Failover(
+            relay.targets.pool(service),
+            relay.resolver,
+            relay.deadlines,
+            relay.loop,
+            relay.timeouts.connect,
+            self._connected,
+            connection.not_connected,
+        )
+
+    def start(self) -> None:
+        """Make for a target."""
+        self._failover.start()
+
+    def _connected(self, sock: socket.socket, address: Any) -> None:
+        self._sock, self._address = sock, address
+        tls = self._failover.target.tls
+        if tls is not None:
+            self._secure(sock, tls)
+            return
+        lead = self._header + self._early
+        try:
+            sent = sock.send(lead) if lead else 0
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            description = error.strerror or str(error)
+            self._retry(BackendError("write to the target failed", description=description))
+            return
+        self._finish(None, lead[sent:])
+
+    def _secure(self, sock: socket.socket, tls: TargetTls) -> None:
+        address = self._failover.target.address
+        host = address.host if isinstance(address, TcpAddress) else ""
+        relay = self._connection.relay
+        try:
+            name = server_name(tls.server_name or host)
+        except ConfigError as error:
+            self._retry(BackendError("no TLS session with the target", description=str(error)))
+            return
+        relay.deadlines.set(self, self._failover.until)
+        trust = relay.generation.trust(tls)
+        self._securing = Securing(relay.loop, sock, name, trust, self._secured, self._retry)
+        self._securing.start(self._header)
+
+    def _secured(self, session: Session, unsent: bytes) -> None:
+        self._finish(session, unsent)
+
+    def _finish(self, session: Session | None, unsent: bytes) -> None:
+        address = self._address
+        sock = self._leave()
+        if sock is not None:
+            target = self._failover.target
+            target.succeeded()
+            self._connection.connected(Reached(target, sock, address, session, unsent))
+
+    def _retry(self, error: BackendError) -> None:
+        """Give the target at hand up, and make for another."""
+        relay = self._connection.relay
+        sock = self._leave()
+        if sock is not None:
+            # In order, so that an alert arrives: nothing of the client was sent.
+            Lingering(relay.loop, relay.deadlines, sock)
+        self._failover.retry(error)
+
+    def expired(self, now: float) -> None:  # noqa: ARG002 - the protocol of Deadlines
+        """Give the target at hand up: its time is over before its handshake."""
+        self._retry(BackendError("no TLS session with the target in its time"))
+
+    def cancel(self) -> None:
+        """Give everything up."""
+        sock = self._leave()
+        if sock is not None:
+            reset(sock)
+        self._failover.cancel()
+
+    def _leave(self) -> socket.socket | None:
+        """Be done with the socket at hand, if there is one, and give it away."""
+        if self._securing is not None:
+            self._securing.cancel()
+            self._securing = None
+        self._connection.relay.deadlines.drop(self)
+        sock, self._sock = self._sock, None
+        return sock
