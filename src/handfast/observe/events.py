@@ -220,3 +220,83 @@ class Auth(Event, frozen=True, kw_only=True):
     client_cert_subject: str = ""
     client_cert_issuer: str = ""
     duration_ms: float | None = None
+
+
+class Target(Event, frozen=True, kw_only=True):
+    """A relay could not connect to a target that had been up, or could again; each relay's own.
+
+    `address` is as in the configuration. INFO when it is up, WARN when it is down.
+    """
+
+    NAME = "target"
+    state: Literal["up", "down"]
+    address: str
+    error_msg: str = ""
+    error_desc: str = ""
+
+    @property
+    def level(self) -> Level:
+        """Somebody has to look after a target that is down."""
+        return Level.WARN if self.state == "down" else Level.INFO
+
+
+class Doubtful(Event, frozen=True):
+    """Something in the configuration or its files works, but perhaps not as it is meant."""
+
+    NAME = "config_warning"
+    LEVEL = Level.WARN
+    error_msg: str
+
+
+class Reload(Event, frozen=True, kw_only=True):
+    """A new generation of the configuration serves (`ok`), or was refused and changed nothing."""
+
+    NAME = "reload"
+    outcome: Literal["ok", "refused"]
+    generation: int
+    duration_ms: float
+    error_msg: str = ""
+
+    @property
+    def level(self) -> Level:
+        """Somebody has to mend what was refused."""
+        return Level.ERROR if self.outcome == "refused" else Level.INFO
+
+
+class Accepting(Event, frozen=True):
+    """A process takes no new connections for want of descriptors or memory, or does again."""
+
+    NAME = "accepting"
+    state: Literal["paused", "resumed"]
+    error_msg: str = ""
+    error_desc: str = ""
+
+    @property
+    def level(self) -> Level:
+        """Clients wait while it is paused."""
+        return Level.ERROR if self.state == "paused" else Level.INFO
+
+
+class Refused(Event, frozen=True, kw_only=True):
+    """Connections were refused because of a limit, `count` of them since the last such event.
+
+    `client_ip` is the first of theirs. `reason` is the limit's name.
+    """
+
+    NAME = "refused"
+    reason: Literal[
+        "connections",
+        "listener_connections",
+        "handshakes",
+        "source_connections",
+        "source_rate",
+    ]
+    listen_ip: str = ""
+    listen_port: int | None = None
+    client_ip: str = ""
+    count: int
+
+    @property
+    def level(self) -> Level:
+        """A source's own limit is its own doing; the others shut out people who did nothing."""
+        return Level.INFO if self.reason.startswith("source_") else Level.WARN

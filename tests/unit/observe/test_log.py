@@ -157,6 +157,23 @@ def test_a_full_pipe_drops_and_reports_it_when_it_is_read(pipe: Pipe, blocking: 
     assert (after[0]["lines"], after[0]["level"], pipe.log.dropped) == ("2", "WARN", 2)
 
 
+def test_losses_are_told_though_nothing_else_is_to_be_said(pipe: Pipe) -> None:
+    asked: list[None] = []
+    pipe.log.on_lost = lambda: asked.append(None)
+    pipe.fill()
+    lost = pipe.log.dropped
+    pipe.read()
+
+    assert asked
+    pipe.log.flush()
+
+    (report,) = pipe.read()
+    assert (report["event"], report["lines"]) == ("log_dropped", str(lost))
+    asked.clear()
+    pipe.log.flush()
+    assert (asked, pipe.read()) == ([], [])
+
+
 def test_every_line_is_written_or_counted(pipe: Pipe) -> None:
     pipe.log.on_pending = lambda: None
     for _ in range(100):
@@ -180,13 +197,34 @@ def test_a_line_that_was_torn_does_not_spoil_the_next(tmp_path: Path) -> None:
     assert b"event=draining" not in lines[1]
 
 
-def _tear(path: Path) -> int:
+def test_behind_a_full_disk_a_line_does_not_follow_what_another_process_left(
+    tmp_path: Path,
+) -> None:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = _tear(tmp_path / "log", other=to_file(tmp_path / "log"))
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    lines = (tmp_path / "log").read_bytes().splitlines(keepends=True)
+    whole = [parse(line) for line in (lines[0], *lines[2:]) if line != b"\n"]
+    assert names(whole) == ["stopped", "log_dropped", "stopped", "log_dropped", "stopped"]
+
+
+def _tear(path: Path, other: Log | None = None) -> int:
+    """Have the file take a part of a line only, and none of the `other` log's; then all again."""
     log = to_file(path)
     log.emit(Stopped())
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 60, hard))
     log.emit(Draining(2.0))
+    if other is not None:
+        other.emit(Draining(2.0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    if other is not None:
+        other.emit(Stopped())
     log.emit(Stopped())
     return 0 if log.dropped == 1 else 1
 
