@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from typing import Final
@@ -29,7 +30,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"handfast {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    serve = _command(commands, "serve", "serve in the foreground")
+    serve = _command(commands, "serve", "serve in the foreground, or as a daemon")
+    serve.add_argument(
+        "--daemon", action="store_true", help="go to the background when everything serves"
+    )
     one = serve.add_argument_group("one listener, in place of a file")
     one.add_argument("--listen", metavar="ADDRESS", help="HOST:PORT, [IPv6]:PORT, :PORT, unix:PATH")
     one.add_argument("--target", metavar="TARGET", help="tcp://HOST:PORT or unix:PATH")
@@ -39,8 +43,18 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--effective", action="store_true", help="print the configuration after defaults"
     )
+    explain = check.add_argument_group("who may connect")
+    explain.add_argument(
+        "--explain", metavar="CERT", help="tell what becomes of a client with it: PEM, leaf first"
+    )
+    explain.add_argument("--listener", metavar="NAME", help="ask this listener only")
+    explain.add_argument("--json", action="store_true", help="explain for programs")
     status = _command(commands, "status", "show the processes and counters of a running handfast")
     status.add_argument("--json", action="store_true", help="for programs")
+    status.add_argument(
+        "--watch", action="store_true", help="show it every second, with rates, until Ctrl-C"
+    )
+    _command(commands, "reload", "have a running handfast read its configuration and files again")
     _command(commands, "stop", "drain and stop a running handfast, and wait for it")
     commands.add_parser("version", help="print the version", allow_abbrev=False)
     return parser
@@ -70,6 +84,8 @@ def main(arguments: list[str] | None = None) -> int:
         _complain(str(error))
         return FAILED
     except BrokenPipeError:
+        # What is left to write must not fail once more at the end of the interpreter.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     return code
 

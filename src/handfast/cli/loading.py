@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from handfast.errors import ConfigError, Problem
 from handfast.process.commands import control_path
 
 _MAX_FILE = 1 << 20
+_CONTROL = re.compile(
+    r"^control:[ \t]+(?P<quote>['\"]?)(?P<path>.+?)(?P=quote)[ \t]*(?:[ \t]#.*)?$", re.MULTILINE
+)
 
 
 def load(path: str) -> Config:
@@ -31,9 +35,18 @@ def naming(path: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
+        raise located(path, error) from None
+
+
+def located(path: str, error: ConfigError) -> ConfigError:
+    """Name the configuration, and its line for a mistake in a file that it names."""
+    if any(str(each).startswith(f"{path}: ") for each in error.problems):
+        return error  # it is named already
+    try:
         text = _read(path)
-        located = (config.locate(each, text, base=_base(path)) for each in error.problems)
-        raise _named(path, located) from None
+    except ConfigError:
+        return error  # it has gone meanwhile
+    return _named(path, (config.locate(each, text, base=_base(path)) for each in error.problems))
 
 
 def _named(path: str, problems: Iterable[Problem]) -> ConfigError:
@@ -58,8 +71,26 @@ def usable_cores() -> int:
 
 
 def control_of(options: argparse.Namespace) -> Path:
-    """Find the control socket of the instance that the options name."""
+    """Find the control socket of the instance that the options name.
+
+    It is found for a file that has become wrong, too: who runs by it can still be asked.
+    """
     if options.config is None:
         return control_path(None)
-    path = load(options.config).control
+    try:
+        path = load(options.config).control
+    except ConfigError:
+        found = _control_of_broken(options.config)
+        if found.exists():
+            return found
+        raise
     return Path(path) if path else control_path(options.config)
+
+
+def _control_of_broken(path: str) -> Path:
+    """Look for `control:` in a file that cannot be parsed."""
+    try:
+        named = _CONTROL.search(_read(path))
+    except ConfigError:
+        return control_path(path)
+    return Path(_base(path), named["path"]) if named else control_path(path)

@@ -9,20 +9,26 @@ import resource
 import shlex
 import socket
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack, closing
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from handfast import config
-from handfast.cli.loading import load, naming, usable_cores
-from handfast.config import Config
+from handfast.cli import FAILED, WRONG_USAGE
+from handfast.cli.loading import load, located, usable_cores
 from handfast.errors import ConfigError, HandfastError
 from handfast.observe.events import Level
 from handfast.observe.log import Log
 from handfast.process.commands import control_path, state_directory
+from handfast.process.daemon import Launch, daemonize, require_logfile
 from handfast.process.development import DevelopmentCertificate, files_in, prepare
 from handfast.process.fork import fork
-from handfast.process.listening import Bound, is_stale
+from handfast.process.listening import Bound
+from handfast.process.pidfile import PidFile
+from handfast.process.source import Source
 from handfast.process.supervisor import Plan, Supervisor
+from handfast.process.systemd import ServiceManager
 
 _DEMO_LISTEN = "127.0.0.1:8443"
 
@@ -33,19 +39,44 @@ def run(options: argparse.Namespace) -> int:
     if options.config is not None and any(single):
         raise ConfigError("give either -c FILE, or --listen, --target, --cert and --key")
     if options.config is not None:
-        plan = _file_plan(options.config)
+        # A daemon has another working directory, so that it needs names that hold anywhere.
+        plan = _file_plan(os.path.abspath(options.config) if options.daemon else options.config)  # noqa: PTH100  text in, text out
     elif options.target or options.cert or options.key:
         plan = _option_plan(options)
     else:
         plan = _demo_plan(options.listen or _DEMO_LISTEN)
-    _raise_descriptor_limit()
-    log = _open_log(plan.config)
+    if not options.daemon:
+        return _serve(plan)
+    if options.config is None:
+        raise ConfigError("a daemon needs a configuration that can be read again: give -c FILE")
+    require_logfile(plan.config.logfile)
+    return _serve_detached(plan, daemonize())
+
+
+def _serve_detached(plan: Plan, launch: Launch) -> int:
+    """Serve as a daemon; the command that started it hears how the start went."""
     try:
-        with naming(options.config) if options.config is not None else nullcontext():
-            Supervisor(plan, log).run()
-    finally:
+        return _serve(replace(plan, announce=lambda _: launch.succeeded()))
+    except ConfigError as error:
+        launch.failed("\n".join(f"handfast: {each}" for each in error.problems), WRONG_USAGE)
+    except HandfastError as error:
+        launch.failed(f"handfast: {error}", FAILED)
+    return FAILED
+
+
+def _serve(plan: Plan) -> int:
+    _raise_descriptor_limit()
+    with ExitStack() as stack:
         if plan.demo is not None:
-            Path(plan.demo.getsockname()).unlink(missing_ok=True)
+            stack.enter_context(plan.demo)
+        if plan.config.pidfile:
+            stack.enter_context(closing(PidFile(plan.config.pidfile)))
+        log = Log.open(plan.config.logfile, Level[plan.config.loglevel], process_type="master")
+        try:
+            manager = ServiceManager(os.environ)
+            Supervisor(replace(plan, manager=manager), log).run()
+        except ConfigError as error:
+            raise plan.source.locate(error) from None
     return 0
 
 
@@ -55,22 +86,22 @@ def _raise_descriptor_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _open_log(parsed: Config) -> Log:
-    path = Path(parsed.logfile) if parsed.logfile else None
-    return Log.open(path, Level[parsed.loglevel], process_type="master")
+def _quietly(_: object) -> None:
+    """Announce nothing: the log says that handfast serves."""
 
 
 def _file_plan(path: str) -> Plan:
     parsed = load(path)
     control = Path(parsed.control) if parsed.control else control_path(path)
-    return Plan(parsed, path, control, lambda _: None)
+    source = Source(path, lambda: load(path), lambda error: located(path, error), path)
+    return Plan(parsed, source, control, _quietly)
 
 
 def _option_plan(options: argparse.Namespace) -> Plan:
     parsed = config.from_options(
         options.listen, options.target, options.cert, options.key, cores=usable_cores()
     )
-    return Plan(parsed, "command line", control_path(None), lambda _: None)
+    return Plan(parsed, Source("command line", lambda: parsed), control_path(None), _quietly)
 
 
 def _development_certificate(directory: Path) -> DevelopmentCertificate:
@@ -91,10 +122,11 @@ def _development_certificate(directory: Path) -> DevelopmentCertificate:
 
 def _demo_plan(listen: str) -> Plan:
     files = _development_certificate(state_directory() / "development")
-    control = control_path(None)
-    demo_path = control.with_name("demo.sock")
+    demo = socket.create_server(("127.0.0.1", 0))
+    demo.setblocking(False)
+    target = f"tcp://127.0.0.1:{demo.getsockname()[1]}"
     parsed = config.from_options(
-        listen, f"unix:{demo_path}", str(files.chain), str(files.key), cores=usable_cores()
+        listen, target, str(files.chain), str(files.key), cores=usable_cores()
     )
 
     def announce(bound: tuple[Bound, ...]) -> None:
@@ -110,24 +142,5 @@ def _demo_plan(listen: str) -> Plan:
             sys.stderr.write(text)
             sys.stderr.flush()
 
-    return Plan(parsed, "the embedded default", control, announce, _demo_socket(demo_path))
-
-
-def _demo_socket(path: Path) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    mask = os.umask(0o177)
-    try:
-        if is_stale(str(path)):
-            path.unlink()
-        sock.bind(str(path))
-        sock.listen(64)
-    except OSError as error:
-        sock.close()
-        raise HandfastError(
-            f"the demo cannot listen on {path}: {error.strerror or error}; "
-            "handfast may be running already: stop it with `handfast stop`"
-        ) from None
-    finally:
-        os.umask(mask)
-    return sock
+    source = Source("the embedded default", lambda: parsed)
+    return Plan(parsed, source, control_path(None), announce, demo)

@@ -17,13 +17,29 @@ class Kind(Enum):
     RELAY = "relay"
     TEMPLATE = "template"
     ACCEPTOR = "acceptor"
+    RESOLVER = "resolver"
+    MONITOR = "monitor"
     DEMO = "demo"
 
 
 class Child:
-    """One place in the set of processes. `pid` is 0 while nobody fills it."""
+    """One place in the set of processes. `pid` is 0 while nobody fills it.
 
-    __slots__ = ("control", "failures", "kind", "number", "pid", "pidfd", "ready", "started")
+    `column` is its own in the census, -1 for those that have none.
+    """
+
+    __slots__ = (
+        "column",
+        "control",
+        "failures",
+        "kind",
+        "number",
+        "pid",
+        "pidfd",
+        "ready",
+        "restarts",
+        "started",
+    )
 
     def __init__(self, kind: Kind, number: int) -> None:
         self.kind = kind
@@ -31,7 +47,9 @@ class Child:
         self.pid = 0
         self.pidfd = -1
         self.control: socket.socket | None = None
+        self.column = -1
         self.ready = False
+        self.restarts = 0
         self.failures = 0
         self.started = 0.0
 

@@ -16,43 +16,28 @@ from typing import Final, Literal
 import msgspec
 
 from handfast.errors import HandfastError
+from handfast.observe.status import Status
 
 MAX_REQUEST: Final = 4096
-_MAX_ANSWER: Final = 1 << 20
+_MAX_ANSWER: Final = 1 << 26
 _TIMEOUT: Final = 10.0
+_RELOAD_TIMEOUT: Final = 150.0
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A command to a running handfast."""
 
-    command: Literal["status", "stop"]
-
-
-class ProcessStatus(msgspec.Struct, frozen=True):
-    """One process: its counters are empty when it did not answer in time."""
-
-    name: str
-    pid: int
-    counters: dict[str, int] = {}
-
-
-class Status(msgspec.Struct, frozen=True):
-    """What `handfast status` tells. `uptime` is in seconds; `totals` are sums of the counters."""
-
-    version: str
-    pid: int
-    uptime: float
-    state: Literal["starting", "serving", "draining"]
-    config: str
-    listeners: tuple[dict[str, str], ...]
-    processes: tuple[ProcessStatus, ...]
-    totals: dict[str, int]
+    command: Literal["status", "reload", "stop"]
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer to a request: an error, or what was asked for."""
+    """The answer to a request: an error, or what was asked for.
+
+    `wrong_configuration` says that the error is one for each line, and the user's to mend.
+    """
 
     error: str = ""
+    wrong_configuration: bool = False
     status: Status | None = None
 
 
@@ -88,7 +73,7 @@ def ask(path: Path, request: Request, *, wait: bool = False) -> Answer:
     Raises HandfastError when no handfast listens there.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_TIMEOUT)
+        connection.settimeout(_RELOAD_TIMEOUT if request.command == "reload" else _TIMEOUT)
         try:
             connection.connect(str(path))
             connection.sendall(msgspec.json.encode(request) + b"\n")

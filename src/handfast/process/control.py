@@ -17,17 +17,20 @@ from handfast.transport.loop import Loop
 
 _CLIENTS: Final = 32
 _PATIENCE: Final = 5.0
+_RETRY_SECONDS: Final = 0.1
 
 
 class Pending:
     """A client of the control socket that waits for its answer."""
 
-    __slots__ = ("_data", "_descriptor", "_loop", "_server", "sock")
+    __slots__ = ("_closing", "_data", "_descriptor", "_loop", "_output", "_server", "sock")
 
     def __init__(self, server: ControlServer, loop: Loop, sock: socket.socket) -> None:
         self._server = server
         self._loop = loop
         self._data = b""
+        self._output = b""
+        self._closing = False
         self.sock = sock
         self._descriptor = sock.fileno()
 
@@ -56,17 +59,40 @@ class Pending:
         self._server.handle(request, self)
 
     def answer(self, answer: Answer) -> None:
-        """Send the answer; a client that does not take it has itself to blame."""
+        """Send the answer; what does not fit at once has a few seconds to be taken."""
+        if self not in self._server.clients:
+            return
+        self._output = msgspec.json.encode(answer) + b"\n"
+        self._write()
+        if self._output:
+            self._loop.add_writer(self._descriptor, self._write)
+            self._loop.call_later(_PATIENCE, self.drop)
+
+    def _write(self) -> None:
         try:
-            self.sock.sendall(msgspec.json.encode(answer) + b"\n")
+            self._output = self._output[self.sock.send(self._output) :]
+        except BlockingIOError:
+            return
         except OSError:
-            self.close()
+            self.drop()
+            return
+        if not self._output:
+            self._loop.remove_writer(self._descriptor)
+            if self._closing:
+                self.drop()
 
     def close(self) -> None:
+        """Close the connection when its answer is sent."""
+        self._closing = True
+        if not self._output:
+            self.drop()
+
+    def drop(self) -> None:
         """Close the connection, once: its descriptor's number may be another's afterwards."""
         if self not in self._server.clients:
             return
         self._loop.remove_reader(self._descriptor)
+        self._loop.remove_writer(self._descriptor)
         self._server.clients.discard(self)
         self.sock.close()
 
@@ -85,13 +111,21 @@ class ControlServer:
         self._path = path
         self._loop = loop
         self._sock = _bind(path)
-        loop.add_reader(self._sock.fileno(), self._accept)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._sock.fileno() >= 0:
+            self._loop.add_reader(self._sock.fileno(), self._accept)
 
     def _accept(self) -> None:
         try:
             sock, _ = self._sock.accept()
-        except OSError:
-            return  # the client is gone, or descriptors are short: it can ask again
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:  # descriptors or memory are short, and the client still waits
+            self._loop.remove_reader(self._sock.fileno())
+            self._loop.call_later(_RETRY_SECONDS, self._listen)
+            return
         if len(self.clients) >= _CLIENTS:
             sock.close()
             return

@@ -10,13 +10,18 @@ import datetime
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from handfast.config import Certificate, Config, Listener
 from handfast.errors import ConfigError, Problem
-from handfast.observe.events import CertLoaded
+from handfast.observe.events import CertLoaded, Doubtful, Event
+from handfast.observe.status import CertificateExpiry
+from handfast.policy.clients import ClientPolicy
+from handfast.policy.revocation import Revocation, check_crls, parse_crls
 from handfast.tls.certificates import (
     Credential,
     check_chain,
@@ -26,47 +31,100 @@ from handfast.tls.certificates import (
     parse_key,
     validity,
 )
+from handfast.tls.keys import TLS12, TLS13
 from handfast.tls.openssl import OpenSSLEngine
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_VERSIONS: Final = {"1.2": TLS12, "1.3": TLS13}
+_BUNDLES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Alpine, Arch
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Fedora, RHEL
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/etc/ssl/cert.pem",
+)
 
 
 class Loaded(msgspec.Struct, frozen=True, eq=False):
-    """One listener's certificates, read and checked."""
+    """One listener's files, read and checked. `crls` are DER; `warnings` are about them."""
 
-    credential: Credential
+    credentials: tuple[Credential, ...]
     trusted: tuple[x509.Certificate, ...]
+    crls: tuple[bytes, ...]
+    warnings: tuple[str, ...]
 
 
-def load_all(config: Config) -> tuple[Loaded, ...]:
-    """Load every listener's files; raise one ConfigError with all that is wrong."""
-    loaded: list[Loaded] = []
+class Files(msgspec.Struct, frozen=True, eq=False):
+    """All that a configuration names: by listener, and the anchors (DER) for targets' TLS.
+
+    `anchors` are by the file's name; the empty name stands for what the system trusts.
+    """
+
+    listeners: tuple[Loaded, ...]
+    anchors: dict[str, tuple[bytes, ...]]
+
+
+def load_all(config: Config, now: datetime.datetime) -> Files:
+    """Load every file that is named; raise one ConfigError with all that is wrong."""
     problems: list[Problem] = []
+    loaded: list[Loaded] = []
     for number, listener in enumerate(config.listeners):
         try:
-            loaded.append(_load(listener))
+            loaded.append(_load(listener, now))
         except ConfigError as error:
             path = f"listeners[{number}]"
             problems += [Problem(each.message, each.path or path) for each in error.problems]
+    collect = Collector(problems)
+    found = (each.tls.trusted_certs or ("",) for each in config.targets if each.tls is not None)
+    files = {file for trusted in found for file in trusted}
+    anchors = {file: collect(_anchors, file) or () for file in sorted(files)}
     if problems:
         raise ConfigError(*problems)
-    return tuple(loaded)
+    return Files(tuple(loaded), anchors)
 
 
-def engine(listener: Listener, loaded: Loaded) -> OpenSSLEngine:
-    """Make the handshake engine of a listener; raises ConfigError."""
+def engine(listener: Listener, loaded: Loaded) -> OpenSSLEngine | None:
+    """Make a listener's handshake engine, if it ends TLS at all; raises ConfigError."""
+    if not loaded.credentials:
+        return None
     return OpenSSLEngine(
-        loaded.credential,
+        loaded.credentials,
         trusted=loaded.trusted,
         require=listener.client_auth.mode == "require",
         alpn=listener.alpn,
+        versions=tuple(_VERSIONS[each] for each in listener.tls.versions),
+        suites=listener.tls.ciphersuites,
+        post_quantum=listener.tls.require_post_quantum,
     )
 
 
-def events(loaded: Loaded, now: datetime.datetime) -> list[CertLoaded]:
+def client_policy(listener: Listener, loaded: Loaded) -> ClientPolicy:
+    """Put together what decides about a listener's clients."""
+    auth = listener.client_auth
+    anchors = tuple(each.public_bytes(Encoding.DER) for each in loaded.trusted)
+    return ClientPolicy(auth.mode, auth.rules, loaded.crls, anchors)
+
+
+def events(loaded: Loaded, now: datetime.datetime) -> list[Event]:
     """Describe what was loaded, for the log."""
-    roles = ["leaf", *["server_ca"] * (len(loaded.credential.chain) - 1)]
-    pairs = [*zip(roles, loaded.credential.chain, strict=True)]
-    pairs += [("client_ca", certificate) for certificate in loaded.trusted]
-    return [_event(role, certificate, now) for role, certificate in pairs]
+    found: list[Event] = []
+    for credential in loaded.credentials:
+        roles = ["leaf", *["server_ca"] * (len(credential.chain) - 1)]
+        found += [_event(*each, now) for each in zip(roles, credential.chain, strict=True)]
+    found += [_event("client_ca", certificate, now) for certificate in loaded.trusted]
+    return [*found, *(Doubtful(error_msg=each) for each in loaded.warnings)]
+
+
+def expiries(listener: str, loaded: Loaded) -> list[CertificateExpiry]:
+    """Tell when a listener's certificates end."""
+    found = []
+    for credential in loaded.credentials:
+        leaf = credential.chain[0]
+        about = facts(leaf)
+        end = leaf.not_valid_after_utc.timestamp()
+        found.append(CertificateExpiry(listener, about.subject, about.fingerprint, end))
+    return found
 
 
 def _event(role: str, certificate: x509.Certificate, now: datetime.datetime) -> CertLoaded:
@@ -82,23 +140,66 @@ def _event(role: str, certificate: x509.Certificate, now: datetime.datetime) -> 
     )
 
 
-def _load(listener: Listener) -> Loaded:
-    problems: list[Problem] = []
+class Collector:
+    """Runs steps and keeps the problems of those that fail, so that one does not hide the next."""
 
-    def collect(step: Callable[[], Credential | tuple[x509.Certificate, ...]]) -> object:
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+
+    def __call__(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Give what the step gives, or None when it has problems."""
         try:
-            return step()
+            return step(*args, **kwargs)
         except ConfigError as error:
-            problems.extend(error.problems)
+            self.problems.extend(error.problems)
             return None
 
-    credential = collect(lambda: _credential(listener.certificates[0]))
-    trusted = collect(lambda: _certificates(listener.client_auth.trusted_certs))
-    if not isinstance(credential, Credential) or not isinstance(trusted, tuple):
+
+def _load(listener: Listener, now: datetime.datetime) -> Loaded:
+    problems: list[Problem] = []
+    collect = Collector(problems)
+    auth = listener.client_auth
+    found = [collect(_credential, each) for each in listener.certificates]
+    trusted = collect(_certificates, auth.trusted_certs) or ()
+    parsed = [collect(_crls, path, trusted, now) or () for path in auth.crls]
+    if problems:
         raise ConfigError(*problems)
-    loaded = Loaded(credential, trusted)
+    crls = tuple(der for each in parsed for der in each)
+    warnings = Revocation(crls, indexed=False).expired(now)
+    credentials = tuple(each for each in found if each is not None)
+    loaded = Loaded(credentials, trusted, crls, warnings)
     engine(listener, loaded)  # what OpenSSL refuses (a key too short, say) it refuses here
     return loaded
+
+
+def _crls(
+    path: str, trusted: tuple[x509.Certificate, ...], now: datetime.datetime
+) -> tuple[bytes, ...]:
+    crls = parse_crls(_read(path), path)
+    if not trusted:
+        return crls  # what is wrong with those is told already
+    try:
+        check_crls(crls, trusted, now)
+    except ConfigError as error:
+        raise ConfigError(*(f"{path}: {each.message}" for each in error.problems)) from None
+    return crls
+
+
+def _anchors(file: str) -> tuple[bytes, ...]:
+    certificates = _certificates((file,) if file else (_system_bundle(),))
+    return tuple(each.public_bytes(Encoding.DER) for each in certificates)
+
+
+def _system_bundle() -> str:
+    """Find the file of what the system trusts, where distributions have it."""
+    given = os.environ.get("SSL_CERT_FILE")
+    found = [path for path in ([given] if given else _BUNDLES) if Path(path).is_file()]
+    if not found:
+        raise ConfigError(
+            "a target's `tls` without `trusted-certs` relies on the system's certificates, and "
+            "there are none; install the package ca-certificates, or name `trusted-certs`"
+        )
+    return found[0]
 
 
 def _credential(certificate: Certificate) -> Credential:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from handfast.process.messages import Ready, send
@@ -23,10 +24,11 @@ _ANSWER: Final = (
 )
 
 
-def serve(control: socket.socket, listening: socket.socket) -> int:
-    """Serve until the supervisor is gone."""
+def serve(control: socket.socket, listening: socket.socket, confine: Callable[[], None]) -> int:
+    """Serve until the supervisor is gone; `confine` gives up all that this does not need."""
     loop = asyncio.new_event_loop()
     loop.run_until_complete(_listen(listening))
+    confine()  # only now: asyncio calls listen(2) again, on what listens already
     loop.add_reader(control.fileno(), loop.stop)  # the supervisor sends a demo nothing: it is EOF
     send(control, Ready())
     loop.run_forever()
@@ -34,7 +36,7 @@ def serve(control: socket.socket, listening: socket.socket) -> int:
 
 
 async def _listen(listening: socket.socket) -> None:
-    await asyncio.start_unix_server(_client, sock=listening, limit=_MAX_HEAD)
+    await asyncio.start_server(_client, sock=listening, limit=_MAX_HEAD)
 
 
 async def _client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

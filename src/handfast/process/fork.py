@@ -10,12 +10,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from setproctitle import setproctitle
 
 from handfast.process.linux import die_with_parent
 
+_NO_DESCRIPTOR = 0x7FFFFFFF
 _OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
 
 
@@ -65,10 +65,10 @@ def _reset_signals() -> None:
 
 
 def _close_all_but(keep: set[int]) -> None:
-    for entry in list(Path("/proc/self/fd").iterdir()):
-        descriptor = int(entry.name)
-        if descriptor not in keep:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # the descriptor of the listing itself, which is closed by now
+    """Close the descriptors between those to keep; a sandboxed process cannot list its own."""
+    low = 0
+    for descriptor in sorted(keep):
+        if low < descriptor:  # closerange(0, 0) closes all there are
+            os.closerange(low, descriptor)
+        low = descriptor + 1
+    os.closerange(low, _NO_DESCRIPTOR)

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.config import Listener, UnixAddress
+from handfast.config import Address, Listener, UnixAddress
 from handfast.errors import HandfastError
 
 _BACKLOG: Final = 4096
@@ -20,12 +20,17 @@ _LISTEN_STATE: Final = "0A"
 
 
 class Bound(msgspec.Struct, frozen=True):
-    """A listener with its socket, and the address that it has got."""
+    """A listener with its socket, its number, and the address that it has got.
 
+    `given` says that the service manager made the socket; its name in the file system is not ours.
+    """
+
+    number: int
     listener: Listener
     sock: socket.socket
     ip: str
     port: int
+    given: bool = False
 
     @property
     def text(self) -> str:
@@ -35,22 +40,28 @@ class Bound(msgspec.Struct, frozen=True):
         return f"[{self.ip}]:{self.port}" if ":" in self.ip else f"{self.ip}:{self.port}"
 
 
-def bind(listener: Listener) -> Bound:
-    """Bind and listen; raise HandfastError that names the address, and who holds it."""
-    address = listener.address
+def bind(listener: Listener, number: int, given: socket.socket | None) -> Bound:
+    """Make a listener of a socket that was given, or listen; raises HandfastError as that does."""
+    sock = given or listen(listener.address)
+    if isinstance(listener.address, UnixAddress):
+        return Bound(number, listener, sock, str(listener.address), 0, given is not None)
+    name = sock.getsockname()
+    return Bound(number, listener, sock, name[0], name[1], given is not None)
+
+
+def listen(address: Address) -> socket.socket:
+    """Listen, without blocking; raise HandfastError that names the address, and who holds it."""
     try:
         if isinstance(address, UnixAddress):
-            return Bound(listener, _bind_unix(address.path), str(address), 0)
-        sock = _bind_tcp(address.host, address.port)
+            return _bind_unix(address.path)
+        return _bind_tcp(address.host, address.port)
     except OSError as error:
         holder = ""
-        if error.errno == errno.EADDRINUSE:
-            holder = f"; {_holder(address)}" if not isinstance(address, UnixAddress) else ""
+        if error.errno == errno.EADDRINUSE and not isinstance(address, UnixAddress):
+            holder = f"; {_holder(address)}"
         raise HandfastError(
             f"cannot listen on {address}: {error.strerror or error}{holder}"
         ) from error
-    name = sock.getsockname()
-    return Bound(listener, sock, name[0], name[1])
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
@@ -98,8 +109,8 @@ def is_stale(path: str) -> bool:
             return False
     except FileNotFoundError:
         return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:  # whoever listens may never accept
             probe.connect(path)
         except ConnectionRefusedError:
             return True

@@ -2,93 +2,198 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from handfast.accept.acceptor import Acceptor, Door
-from handfast.config import Config, UnixAddress
+import msgspec
+
+from handfast.accept.acceptor import Acceptor, Door, Terms
+from handfast.config import Config
 from handfast.observe.events import Level
 from handfast.observe.log import Log
-from handfast.process import worker
-from handfast.process.demo import serve
-from handfast.process.template import Template
-from handfast.relay.relay import Relay, Service
-from handfast.tls.openssl import OpenSSLEngine
-from handfast.transport.loop import Loop
+from handfast.policy.clients import Clients
+from handfast.policy.routes import Routes
+from handfast.process import demo, monitor, resolving, worker
+from handfast.process.isolation import Identity, Role, enter
+from handfast.process.messages import (
+    Configure,
+    Configured,
+    Drain,
+    End,
+    Reopen,
+    ToChild,
+    receive_in_child,
+    send,
+)
+from handfast.process.plans import make_plan
+from handfast.process.sealed import unseal
+from handfast.process.template import Engines, Template, Work
+from handfast.relay.plan import ListenerPlan, Plan, decode
+from handfast.relay.relay import Relay
+from handfast.relay.resolver import Resolver
+from handfast.transport.census import Census, Column
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from handfast.config import Address
     from handfast.process.child import Child
+    from handfast.process.credentials import Files
     from handfast.process.listening import Bound
+    from handfast.tls.openssl import OpenSSLEngine
+    from handfast.transport.loop import Loop
 
 ACCEPTOR_NICE = 5
 """Added to the acceptors' niceness: a flood of handshakes burns their time, not the relays'."""
 
 
-def _worker_log(log: Log, config: Config, worker_id: str) -> Log:
-    return Log(log.fileno(), Level[config.loglevel], process_type="worker", worker_id=worker_id)
+class Common(msgspec.Struct, frozen=True, eq=False):
+    """What every child gets: the log, and who it becomes."""
+
+    log: Log
+    identity: Identity
+    census: Census
+
+    def confine(self, role: Role) -> None:
+        """Give up what the role does not need."""
+        enter(role, self.identity, os.getppid())
+
+    def worker_log(self, level: str, worker_id: str) -> Log:
+        """Give the log of a worker."""
+        return self.log.heir(Level[level], process_type="worker", worker_id=worker_id)
 
 
 def relay(
     child: Child,
     control: socket.socket,
     receiver: socket.socket,
-    bound: tuple[Bound, ...],
-    config: Config,
-    log: Log,
+    names: socket.socket,
+    common: Common,
 ) -> int:
-    """Be a relay."""
-    own = _worker_log(log, config, child.worker_id)
-    services = tuple(
-        Service(each.ip, each.port, each.sock.family, each.listener.target) for each in bound
-    )
+    """Be a relay; it begins when it has been told its plan."""
+    common.confine(Role.RELAY)
+    try:
+        plan = _first_plan(control, common.log)
+    except EOFError:
+        return 0  # the supervisor is gone
+    if plan is None:
+        return 0
+    log = common.worker_log(plan.loglevel, child.worker_id)
+    column = Column(common.census, child.column)
 
     def start(loop: Loop, ended: Callable[[], None]) -> Relay:
-        return Relay(loop, receiver, services, config.timeouts, own, ended)
+        work = Relay(loop, receiver, Resolver(loop, names), plan, column, log, ended)
+        send(control, Configured(plan.generation))
+        return work
 
-    return worker.run(control, own, start)
+    def order(work: Relay, message: ToChild, descriptors: list[int]) -> None:
+        if isinstance(message, Configure) and descriptors:
+            new = decode(unseal(descriptors[0]))
+            log.level = Level[new.loglevel]
+            work.configure(new)
+            send(control, Configured(new.generation))
+
+    return worker.run(control, log, start, order)
+
+
+def _first_plan(control: socket.socket, log: Log) -> Plan | None:
+    """Wait for the plan; None when the end comes first."""
+    while True:
+        message, descriptors = receive_in_child(control)
+        try:
+            if isinstance(message, Configure) and descriptors:
+                return decode(unseal(descriptors[0]))
+            if isinstance(message, Drain | End):
+                return None
+            if isinstance(message, Reopen) and descriptors:
+                log.replace(descriptors.pop())
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 def template(
+    generation: int,
     control: socket.socket,
     senders: tuple[socket.socket, ...],
     bound: tuple[Bound, ...],
     config: Config,
-    log: Log,
+    common: Common,
     keep: set[int],
 ) -> int:
     """Be the template, whose children are the acceptors."""
+    clients: list[Clients | None] = []
 
-    def accept(number: int, own_control: socket.socket, engines: tuple[OpenSSLEngine, ...]) -> int:
-        own = _worker_log(log, config, f"acceptor-{number}")
-        doors = tuple(
-            Door(index, each.sock, engine, each.ip, each.port)
-            for index, (each, engine) in enumerate(zip(bound, engines, strict=True))
+    def plan(files: Files) -> Plan:
+        made = make_plan(generation, config, bound, files)
+        clients.extend(_clients(made.listeners[each.number]) for each in bound)
+        return made
+
+    def accept(number: int, column: int, own: socket.socket, engines: Engines) -> int:
+        log = common.worker_log(config.loglevel, f"acceptor-{number}")
+        doors = tuple(map(_door, bound, engines, clients))
+        terms = Terms(
+            generation,
+            config.timeouts.handshake,
+            config.limits,
+            Column(common.census, column),
         )
         os.nice(ACCEPTOR_NICE)
+        common.confine(Role.ACCEPTOR)
 
         def start(loop: Loop, ended: Callable[[], None]) -> Acceptor:
-            return Acceptor(loop, doors, senders, config.timeouts.handshake, own, ended)
+            return Acceptor(loop, doors, senders, terms, log, ended)
 
-        return worker.run(own_control, own, start)
+        return worker.run(own, log, start)
 
-    own = Log(log.fileno(), Level[config.loglevel], process_type="master")
+    work = Work(config, plan, lambda: common.confine(Role.TEMPLATE), accept)
+    log = common.log.heir(Level[config.loglevel], process_type="master")
     listening = tuple(each.sock for each in bound)
-    return Template(control, {*keep, log.fileno()}, listening, accept).run(config, own)
+    return Template(control, {*keep, log.fileno()}, listening, work).run(log)
 
 
-def demo(control: socket.socket, listening: socket.socket) -> int:
+def _clients(plan: ListenerPlan) -> Clients | None:
+    return None if plan.clients.mode == "none" else Clients(plan.clients)
+
+
+def _door(bound: Bound, engine: OpenSSLEngine | None, clients: Clients | None) -> Door:
+    listener = bound.listener
+    passes = any(route.passthrough for route in listener.routes)
+    return Door(
+        number=bound.number,
+        sock=bound.sock,
+        engine=engine,
+        listen_ip=bound.ip,
+        listen_port=bound.port,
+        clients=clients,
+        routes=Routes(listener.routes) if passes else None,
+        alpn=listener.alpn,
+        proxies=tuple(map(ipaddress.ip_network, listener.accept_proxy)),
+        max_connections=listener.max_connections,
+    )
+
+
+def resolver(
+    control: socket.socket,
+    channels: tuple[socket.socket, ...],
+    addresses: tuple[Address, ...],
+    common: Common,
+) -> int:
+    """Be the resolver."""
+    log = common.log.heir(common.log.level, process_type="worker", worker_id="resolver")
+    common.confine(Role.RESOLVER)
+    return resolving.run(control, channels, addresses, log)
+
+
+def serve_metrics(control: socket.socket, listening: socket.socket, common: Common) -> int:
+    """Be the monitor."""
+    log = common.log.heir(common.log.level, process_type="worker", worker_id="monitor")
+    common.confine(Role.MONITOR)
+    return monitor.run(control, listening, log)
+
+
+def serve_demo(control: socket.socket, listening: socket.socket, common: Common) -> int:
     """Be the demo service."""
-    return serve(control, listening)
-
-
-def unbind(bound: Bound) -> None:
-    """Close a listening socket of the supervisor's; a Unix socket's name goes with it."""
-    if bound.sock.fileno() >= 0:
-        bound.sock.close()
-        address = bound.listener.address
-        if isinstance(address, UnixAddress):
-            Path(address.path).unlink(missing_ok=True)
+    return demo.serve(control, listening, lambda: common.confine(Role.MONITOR))

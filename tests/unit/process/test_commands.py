@@ -13,9 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handfast.errors import HandfastError
-from handfast.process.commands import Answer, Request, Status, ask, control_path, state_directory
+from handfast.observe.status import ListenerStatus, Status
+from handfast.process.commands import Answer, Request, ask, control_path, state_directory
 
-STATUS = Status("1.0", 42, 3.5, "serving", "/etc/h.yaml", ({"name": "a"},), (), {"accepted": 1})
+STATUS = Status(
+    version="1.0",
+    pid=42,
+    uptime=3.5,
+    state="serving",
+    config="/etc/h.yaml",
+    listeners=(ListenerStatus("127.0.0.1:443", "127.0.0.1:80", "a"),),
+    processes=(),
+    totals={"accepted": 1},
+)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def test_a_client_that_trusts_the_ca_accepts_the_certificate(tmp_path: Path) -> 
 
     client = Client(trusted=Identity(ca, credential.key))
 
-    established(OpenSSLEngine(credential), client)
+    established(OpenSSLEngine([credential]), client)
 
     assert (client.done, client.error) == (True, "")
 

@@ -9,7 +9,8 @@ import pytest
 
 from handfast.config import Address, Certificate, Listener, TcpAddress, UnixAddress
 from handfast.errors import HandfastError
-from handfast.process.listening import bind, is_stale
+from handfast.process import listening
+from handfast.process.listening import Bound, is_stale
 
 
 def listener(address: Address) -> Listener:
@@ -17,8 +18,11 @@ def listener(address: Address) -> Listener:
         name="test",
         address=address,
         certificates=(Certificate(chain="chain.pem", key="key.pem"),),
-        target=TcpAddress(host="127.0.0.1", port=9),
     )
+
+
+def bind(listener: Listener) -> Bound:
+    return listening.bind(listener, 0, None)
 
 
 def test_a_port_of_0_gets_a_number() -> None:
@@ -29,7 +33,6 @@ def test_a_port_of_0_gets_a_number() -> None:
         assert not bound.sock.getblocking()
 
 
-@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
 def test_an_ipv6_address_is_written_in_brackets() -> None:
     bound = bind(listener(TcpAddress(host="::1", port=0)))
     with bound.sock:
@@ -89,3 +92,12 @@ def test_a_file_that_is_no_socket_is_never_removed(tmp_path: Path) -> None:
 def test_an_address_that_is_not_ours_is_told() -> None:
     with pytest.raises(HandfastError, match=r"cannot listen on 192\.0\.2\.1:1"):
         bind(listener(TcpAddress(host="192.0.2.1", port=1)))
+
+
+def test_a_socket_that_was_given_is_used_as_it_is() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        port = given.getsockname()[1]
+        bound = listening.bind(listener(TcpAddress(host="127.0.0.1", port=port)), 7, given)
+
+        assert bound.sock is given
+        assert (bound.number, bound.port, bound.given) == (7, port, True)

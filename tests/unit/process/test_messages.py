@@ -12,17 +12,27 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from handfast.errors import HandfastError
+from handfast.observe.counters import Counts
+from handfast.observe.status import CertificateExpiry
 from handfast.process.messages import (
+    Configure,
+    Configured,
     Died,
     Drain,
     End,
     FromChild,
+    Kill,
+    Loaded,
     Query,
     Ready,
     Refused,
+    Reopen,
     Report,
+    Serve,
     Spawn,
     Spawned,
+    StatusReply,
+    StatusRequest,
     ToChild,
     control_pair,
     receive_from_child,
@@ -42,9 +52,26 @@ def pair() -> Iterator[Pair]:
 
 
 FROM_CHILD: list[FromChild] = [
-    Ready(), Report(7, {"accepted": 3}), Refused(("a", "é")), Spawned(1, 4711), Died(1, 4711, -9),
-]  # fmt: skip
-TO_CHILD: list[ToChild] = [Query(7), Drain(), End("SIGTERM"), Spawn(2)]
+    Ready(),
+    Report(7, Counts(numbers={"accepted": 3})),
+    StatusRequest(3),
+    Refused(("a", "é")),
+    Loaded((CertificateExpiry("a", "CN=a", "00ff", 1e9),)),
+    Configured(2),
+    Spawned(1, 4711),
+    Died(1, 4711, -9),
+]
+TO_CHILD: list[ToChild] = [
+    Query(7),
+    Drain(),
+    End("SIGTERM"),
+    Spawn(2, 5),
+    Kill(2),
+    Configure(2),
+    Serve(),
+    Reopen(),
+    StatusReply(3),
+]
 
 
 @pytest.mark.parametrize("message", FROM_CHILD, ids=lambda message: type(message).__name__)
@@ -53,7 +80,7 @@ def test_the_supervisor_reads_what_a_child_says(pair: Pair, message: FromChild) 
 
     send(child, message)
 
-    assert receive_from_child(supervisor) == message
+    assert receive_from_child(supervisor) == (message, [])
     assert receive_from_child(supervisor) is None
 
 
@@ -70,10 +97,10 @@ def test_descriptors_come_along(pair: Pair) -> None:
     supervisor, child = pair
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        send(supervisor, Spawn(2), theirs.fileno())
+        send(supervisor, Spawn(2, 5), theirs.fileno())
         message, descriptors = receive_in_child(child)
 
-        assert message == Spawn(2)
+        assert message == Spawn(2, 5)
         with socket.socket(fileno=descriptors[0]) as moved:
             moved.sendall(b"x")
             assert ours.recv(1) == b"x"
@@ -154,3 +181,26 @@ def test_any_bytes_from_a_child_are_a_message_or_an_error(
 
     with contextlib.suppress(HandfastError):
         receive_from_child(supervisor)
+
+
+@pytest.mark.parametrize("pid", [-1, 1 << 31, 1 << 70])
+def test_what_is_no_pid_is_no_message(pair: Pair, pid: int) -> None:
+    """To kill(2), -1 is everybody."""
+    supervisor, child = pair
+    for kind, more in (("Spawned", {}), ("Died", {"status": 0})):
+        wire = {"type": kind, "number": 1, "pid": pid if pid < 1 << 64 else float(pid), **more}
+        child.send(msgspec.msgpack.encode(wire))
+
+        with pytest.raises(HandfastError):
+            receive_from_child(supervisor)
+
+
+def test_whether_a_message_was_lost_is_told(pair: Pair) -> None:
+    supervisor, child = pair
+
+    assert send(supervisor, Drain())
+    while send(supervisor, Query(1)):
+        pass
+    child.close()
+
+    assert not send(supervisor, Drain())

@@ -1,0 +1,32 @@
+"""Make the relays' plan of a configuration and of the files that it names."""
+
+from __future__ import annotations
+
+from handfast.config import Config
+from handfast.process.credentials import Files, client_policy
+from handfast.process.listening import Bound
+from handfast.relay.plan import ListenerPlan, Plan
+
+
+def make_plan(generation: int, config: Config, bound: tuple[Bound, ...], files: Files) -> Plan:
+    """Put a plan together; `files.listeners` are in the order of `bound`."""
+    listeners = {
+        each.number: ListenerPlan(
+            name=each.listener.name,
+            listen_ip=each.ip,
+            listen_port=each.port,
+            family=each.sock.family,
+            service=each.listener.service,
+            routes=each.listener.routes,
+            clients=client_policy(each.listener, loaded),
+        )
+        for each, loaded in zip(bound, files.listeners, strict=True)
+    }
+    return Plan(
+        generation=generation,
+        listeners=listeners,
+        timeouts=config.timeouts,
+        relays=config.nworkers,
+        loglevel=config.loglevel,
+        anchors=files.anchors,
+    )

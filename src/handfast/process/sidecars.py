@@ -1,0 +1,110 @@
+"""The processes beside those that serve clients: the resolver, the monitor, and the demo."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from handfast.config import Address, UnixAddress
+from handfast.errors import HandfastBug
+from handfast.process import roles
+from handfast.process.child import Child, Kind
+from handfast.process.family import Family, Role
+from handfast.process.listening import listen
+from handfast.process.messages import Serve, send
+from handfast.process.relays import Relays
+from handfast.process.resolving import seal_targets
+from handfast.transport.loop import Loop
+
+
+class Sidecars:
+    """Forks each of them, and again when it dies.
+
+    The monitor is there for an address of `metrics`, the demo for a socket of its own.
+    """
+
+    def __init__(
+        self,
+        metrics: Address | None,
+        demo: socket.socket | None,
+        relays: Relays,
+        family: Family,
+        loop: Loop,
+        common: roles.Common,
+    ) -> None:
+        self._resolver = Child(Kind.RESOLVER, 0)
+        self._address = metrics
+        self._sockets = {} if demo is None else {Kind.DEMO: demo}
+        kinds = [*([] if metrics is None else [Kind.MONITOR]), *self._sockets]
+        self.children = (self._resolver, *(Child(kind, 0) for kind in kinds))
+        self._targets: tuple[Address, ...] = ()
+        self._relays = relays
+        self._family = family
+        self._loop = loop
+        self._common = common
+        self._ending = False
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether all of them do their work."""
+        return all(each.ready for each in self.children)
+
+    def listen(self) -> None:
+        """Listen for whoever reads the metrics; HandfastError when that cannot be done there."""
+        if self._address is not None:
+            self._sockets[Kind.MONITOR] = listen(self._address)
+
+    def start(self) -> None:
+        """Fork all of them."""
+        for child in self.children:
+            self._fork(child)
+
+    def _fork(self, child: Child) -> None:
+        if not self._ending and not self._family.fork(child, self._role(child)):
+            self._later(child)
+
+    def _later(self, child: Child) -> None:
+        self._loop.call_later(child.delay(time.monotonic()), lambda: self._fork(child))
+
+    def _role(self, child: Child) -> Role:
+        common = self._common
+        if child.kind is Kind.RESOLVER:
+            ends, targets = self._relays.resolver_ends, self._targets
+            keep = {each.fileno() for each in ends}
+            return lambda control: (lambda: roles.resolver(control, ends, targets, common), keep)
+        if child.kind is Kind.MONITOR:
+            serve = roles.serve_metrics
+        elif child.kind is Kind.DEMO:
+            serve = roles.serve_demo
+        else:
+            raise HandfastBug(f"{child.name} is no sidecar")
+        sock = self._sockets[child.kind]
+        return lambda control: (lambda: serve(control, sock, common), {sock.fileno()})
+
+    def died(self, child: Child, status: int) -> None:
+        """Take note of a death, and fork another in its place."""
+        self._family.dead(child, status, expected=self._ending)
+        child.restarts += 1
+        self._later(child)
+
+    def resolve_for(self, targets: Iterable[Address]) -> None:
+        """Have the resolver serve these targets, and no others."""
+        self._targets = tuple(dict.fromkeys(targets))
+        if self._resolver.control is not None:
+            descriptor = seal_targets(self._targets)
+            send(self._resolver.control, Serve(), descriptor)
+            os.close(descriptor)
+
+    def end(self) -> None:
+        """Replace none of them any more."""
+        self._ending = True
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for sock in self._sockets.values():
+            sock.close()
+        if Kind.MONITOR in self._sockets and isinstance(self._address, UnixAddress):
+            Path(self._address.path).unlink(missing_ok=True)
