@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MINUTES ?= 10
+RELOADS ?= 1000
 
 .DEFAULT_GOAL := help
 
@@ -31,17 +33,25 @@ lint: $(VENV)/.tested-with
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	scripts/lint-packaging $(BIN)
 
 .PHONY: unit
+unit: export PYTHONPATH = tests
 unit: $(VENV)/.tested-with
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
+	$(BIN)/python -m harness.measuring
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 .PHONY: bench
 bench: $(VENV)/.tested-with  ## Measure against stunnel (takes some minutes; QUICK=1 for one)
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
+
+.PHONY: soak
+soak: export PYTHONPATH = tests
+soak: $(VENV)/.tested-with  ## Cause faults at random under load, as root (MINUTES=10 SEED= RELOADS=1000)
+	$(BIN)/python -m soak --minutes $(MINUTES) --reloads $(RELOADS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: docs
 docs: $(VENV)/.tested-with  ## Build the documentation into site/
