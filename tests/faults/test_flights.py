@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from handfast.accept.acceptor import Acceptor, Door
+from handfast.accept.acceptor import Acceptor, Door, Terms
 from handfast.accept.attempt import Attempt
+from handfast.config import Limits
 from handfast.handover import channel
 from handfast.observe.events import Level
 from handfast.observe.log import Log
 from handfast.tls.certificates import Credential
 from handfast.tls.openssl import OpenSSLEngine
+from handfast.transport.census import Census, Column
 from handfast.transport.loop import Loop
 from harness.clients import trusting
 from harness.pki import issue
@@ -59,14 +61,17 @@ class Rig:
     ) -> tuple[list[bytes], ssl.SSLSession | None]:
         """Do one handshake; give the server's writes, and the client's session if it has one."""
         loop = Loop()
-        acceptor = Acceptor(loop, (), (self._sender,), DEADLINE, self._log, loop.stop)
+        terms = Terms(1, DEADLINE, Limits(), Column(Census(1), 0))
+        acceptor = Acceptor(loop, (), (self._sender,), terms, self._log, loop.stop)
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.settimeout(DEADLINE)
         client = Client(theirs, context, session)
         with CountingSocket(ours) as counting:
             door = Door(0, counting, engine, "127.0.0.1", 443)
-            attempt = Attempt(acceptor, door, counting, "127.0.0.1", 1)
+            place = acceptor.admit(door, "127.0.0.1")
+            assert place is not None
+            attempt = Attempt(acceptor, door, counting, "127.0.0.1", 1, place, headed=False)
             acceptor.attempts.add(attempt)
             attempt.start()
             acceptor.drain()  # it ends with its last attempt, and that has a deadline
@@ -117,7 +122,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 def engine_of(certificates: Certificates, *, require: bool = False) -> OpenSSLEngine:
     return OpenSSLEngine(
-        Credential(certificates.server.chain, certificates.server.key),
+        [Credential(certificates.server.chain, certificates.server.key)],
         trusted=(certificates.root.certificate,) if require else (),
         require=require,
     )

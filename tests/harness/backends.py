@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +17,26 @@ def echo(connection: socket.socket) -> None:
     """Send back what comes, until the end."""
     while data := connection.recv(65536):
         connection.sendall(data)
+
+
+def over_tls(
+    context: ssl.SSLContext, serve: Callable[[socket.socket], None] = echo
+) -> Callable[[socket.socket], None]:
+    """Give what a Backend serves with that ends TLS itself, and closes in order."""
+
+    def run(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as tls:
+            serve(tls)
+            tls.unwrap()
+
+    return run
+
+
+def server_context(chain: Path, key: Path) -> ssl.SSLContext:
+    """Make what a TLS server goes by."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(chain, key)
+    return context
 
 
 class Backend:

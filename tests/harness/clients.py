@@ -18,11 +18,25 @@ def trusting(ca: Path, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
 
 
 def connect(
-    port: int, context: ssl.SSLContext, session: ssl.SSLSession | None = None
+    port: int,
+    context: ssl.SSLContext,
+    session: ssl.SSLSession | None = None,
+    *,
+    name: str = "localhost",
+    source: str = "127.0.0.1",
+    lead: bytes = b"",
 ) -> ssl.SSLSocket:
-    """Connect to handfast on loopback and finish the handshake."""
-    raw = socket.create_connection(("127.0.0.1", port), TIMEOUT)
-    return context.wrap_socket(raw, server_hostname="localhost", session=session)
+    """Connect to handfast on loopback, ask for a name and finish the handshake.
+
+    `source` is the address to come from; `lead` is sent before the handshake, as a proxy does.
+    """
+    raw = socket.create_connection(("127.0.0.1", port), TIMEOUT, (source, 0))
+    try:
+        raw.sendall(lead)
+        return context.wrap_socket(raw, server_hostname=name, session=session)
+    except BaseException:
+        raw.close()
+        raise
 
 
 def receive(client: socket.socket, count: int) -> bytes:

@@ -49,7 +49,8 @@ class Instance:
     """`handfast serve -c FILE`, in the foreground, its log read from standard output.
 
     `port(0)` is the port of the first listener (give it `listen: 127.0.0.1:0`). `arguments` take
-    the place of `-c FILE`.
+    the place of `-c FILE`, and `module` that of handfast; `wrapper` is a
+    command that starts it in its own place, as prlimit(1) does.
     """
 
     def __init__(
@@ -57,12 +58,18 @@ class Instance:
         config: Path,
         environment: dict[str, str] | None = None,
         arguments: tuple[str, ...] | None = None,
+        module: str = "handfast",
+        wrapper: tuple[str, ...] = (),
     ) -> None:
         self.config = config
         self._lines: list[str] = []
+        self._parsed: list[dict[str, str]] = []
         self._rest = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "handfast", "serve", *(arguments or ("-c", str(config)))],
+            [
+                *(*wrapper, sys.executable, "-m", module),
+                *("serve", *(arguments or ("-c", str(config)))),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
@@ -101,16 +108,17 @@ class Instance:
         """Every line of the log so far."""
         stream = self.process.stdout
         assert stream is not None
-        while select.select([stream], [], [], 0)[0] and self._pump(0):
+        while not stream.closed and select.select([stream], [], [], 0)[0] and self._pump(0):
             pass
         return self._lines
 
     def events(self, event: str = "", **fields: str) -> list[dict[str, str]]:
         """The events so far that have this name and these fields."""
-        found = [parse_line(line) for line in self.lines]
+        lines = self.lines
+        self._parsed += map(parse_line, lines[len(self._parsed) :])
         return [
             each
-            for each in found
+            for each in self._parsed
             if (not event or each.get("event") == event)
             and all(each.get(name) == value for name, value in fields.items())
         ]
@@ -157,7 +165,9 @@ class Instance:
         return {each["name"]: each["pid"] for each in processes if each["name"].startswith(prefix)}
 
     def stop(self) -> None:
-        """End it in order, and check that it ends well and leaves nothing behind."""
+        """End it in order, once, and check that it ends well and leaves nothing behind."""
+        if self.process.stdout is None or self.process.stdout.closed:
+            return
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             while self._pump(TIMEOUT):

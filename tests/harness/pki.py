@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -20,6 +22,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)
+LOOPBACK: Final = (
+    x509.DNSName("localhost"),
+    x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+    x509.IPAddress(ipaddress.ip_address("::1")),
+)
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
 
@@ -71,12 +78,20 @@ def issue(
     ca: bool = False,
     kind: str = "ecdsa",
     client: bool = False,
+    unit: str = "",
+    names: Sequence[x509.GeneralName] | None = None,
     not_before: datetime.datetime = NOW - DAY,
     not_after: datetime.datetime = NOW + 30 * DAY,
 ) -> Identity:
-    """Issue a certificate for NAME: a CA, a server (localhost and loopback too) or a client."""
+    """Issue a certificate for NAME: a CA, a server (localhost and loopback too) or a client.
+
+    `names` are its alternative names instead of those, `unit` its organizational unit.
+    """
     key = new_key(kind)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, name)]
+    if unit:
+        attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit))
+    subject = x509.Name(attributes)
     issuer_name = subject if issuer is None else issuer.certificate.subject
     signer = key if issuer is None else issuer.key
     builder = (
@@ -103,12 +118,18 @@ def issue(
     else:
         purpose = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        names: list[x509.GeneralName] = [x509.DNSName(name)]
-        if not client:
-            names += [
-                x509.DNSName("localhost"),
-                x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-                x509.IPAddress(ipaddress.ip_address("::1")),
-            ]
+        if names is None:
+            names = [x509.DNSName(name), *(() if client else LOOPBACK)]
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     return Identity(builder.sign(signer, hashes.SHA256()), key, issuer)
+
+
+def revocation_list(issuer: Identity, *revoked: Identity, signer: Identity | None = None) -> bytes:
+    """Issue a CRL, as PEM; `signer` forges it."""
+    builder = x509.CertificateRevocationListBuilder(
+        issuer.certificate.subject, NOW - DAY, NOW + 30 * DAY
+    )
+    for each in revoked:
+        entry = x509.RevokedCertificateBuilder(each.certificate.serial_number, NOW - DAY)
+        builder = builder.add_revoked_certificate(entry.build())
+    return builder.sign((signer or issuer).key, hashes.SHA256()).public_bytes(Encoding.PEM)

@@ -64,12 +64,12 @@ def test_a_name_that_does_not_resolve_is_told_to_client_and_log(
 
 
 def test_a_unix_target_that_is_not_there_is_told_to_client_and_log(
-    serve: Serve, certificates: Certificates, tmp_path: Path
+    serve: Serve, certificates: Certificates, public_path: Path
 ) -> None:
-    handfast = serve(f"unix:{tmp_path}/nobody")
+    handfast = serve(f"unix:{public_path}/nobody")
     event = assert_unreachable(handfast, certificates, VERSIONS[1])
 
-    assert event["error_msg"] == f"cannot connect to {tmp_path}/nobody"
+    assert event["error_msg"] == f"cannot connect to {public_path}/nobody"
     assert event["error_desc"] == "No such file or directory"
 
 
@@ -106,10 +106,11 @@ def test_ipv6_listens_and_is_a_target(serve: Serve, certificates: Certificates) 
 
 
 def test_unix_sockets_listen_and_are_targets(
-    serve: Serve, certificates: Certificates, tmp_path: Path
+    serve: Serve, certificates: Certificates, public_path: Path
 ) -> None:
-    inside, outside = f"{tmp_path}/inside", f"{tmp_path}/outside"
+    inside, outside = f"{public_path}/inside", f"{public_path}/outside"
     with Backend(family=socket.AF_UNIX, address=inside):
+        Path(inside).chmod(0o666)  # for `user`, which is not the owner
         handfast = serve(f"unix:{inside}", listen=f"unix:{outside}")
         with socket.socket(socket.AF_UNIX) as raw:
             raw.settimeout(TIMEOUT)

@@ -117,7 +117,7 @@ def test_a_second_default_is_refused_and_leaves_the_first_ones_demo(
     second = run_handfast("serve", "--listen", "127.0.0.1:0", environment=environment)
 
     assert second.returncode == 1
-    assert "running already" in second.stderr
+    assert "is running with this configuration already" in second.stderr
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

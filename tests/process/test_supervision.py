@@ -66,6 +66,7 @@ def test_each_process_carries_its_title(serve: Serve, backend: Backend) -> None:
 
     assert titles == {
         "supervisor": "handfast: supervisor",
+        "resolver": "handfast: resolver",
         "template": "handfast: template",
         "acceptor-1": "handfast: acceptor 1",
         "acceptor-2": "handfast: acceptor 2",
