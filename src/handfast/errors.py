@@ -27,12 +27,16 @@ class PeerError(HandfastError):
 
 
 class BackendError(HandfastError):
-    """A target refused, failed or timed out; whoever runs the target has to act."""
+    """A target refused, failed or timed out; whoever runs the target has to act.
 
-    def __init__(self, reason: str, *, description: str = "") -> None:
+    `ours` is for want of something on this side: it says nothing about the target.
+    """
+
+    def __init__(self, reason: str, *, description: str = "", ours: bool = False) -> None:
         super().__init__(f"{reason}: {description}" if description else reason)
         self.reason = reason
         self.description = description
+        self.ours = ours
 
 
 @dataclass(frozen=True, slots=True)
