@@ -36,7 +36,7 @@ lint: $(VENV)/.tested-with
 	scripts/lint-packaging $(BIN)
 
 .PHONY: unit
-unit: export PYTHONPATH = tests
+unit: export PYTHONPATH = $(CURDIR)/tests
 unit: $(VENV)/.tested-with
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
@@ -49,7 +49,7 @@ bench: $(VENV)/.tested-with  ## Measure against stunnel (takes some minutes; QUI
 	$(BIN)/python -m bench $(if $(QUICK),--quick)
 
 .PHONY: soak
-soak: export PYTHONPATH = tests
+soak: export PYTHONPATH = $(CURDIR)/tests
 soak: $(VENV)/.tested-with  ## Cause faults at random under load, as root (MINUTES=10 SEED= RELOADS=1000)
 	$(BIN)/python -m soak --minutes $(MINUTES) --reloads $(RELOADS) $(if $(SEED),--seed $(SEED))
 

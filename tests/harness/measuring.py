@@ -31,15 +31,24 @@ class _Children:
 
     def __init__(self) -> None:
         self._file = -1
+        self._identity = (0, 0)
         self._exit = os._exit
         self._is_child = False
         os._exit = self._end
         os.register_at_fork(before=self._open, after_in_child=self._begin)
 
     def _open(self) -> None:
-        if self._file < 0:
+        if not self._is_open():
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             self._file = os.open(RECORDS, flags, 0o644)
+            self._identity = _identity(self._file)
+
+    def _is_open(self) -> bool:
+        """Tell whether the descriptor is still the file's: a daemon closes all that it inherits."""
+        try:
+            return self._file >= 0 and _identity(self._file) == self._identity
+        except OSError:
+            return False
 
     def _begin(self) -> None:
         """Keep the descriptor when `fork` closes what a child is not told to keep."""
@@ -70,8 +79,14 @@ class _Children:
         data = CoverageData(str(RECORDS), no_disk=True)  # named, or it would ask where it is
         measured._collector.use_data(data, None)
         if measured._collector.flush_data():
+            self._open()
             record = data.dumps()
             os.write(self._file, _LENGTH.pack(len(record)) + record)  # whole: it is one append
+
+
+def _identity(descriptor: int) -> tuple[int, int]:
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino
 
 
 def coverage_init(reg: Plugins, options: TConfigurable) -> None:

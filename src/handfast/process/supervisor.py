@@ -260,6 +260,7 @@ class Supervisor:
 
     def cannot_start(self, error: ConfigError) -> None:
         """End, because the first generation was refused."""
+        self._log.emit(SystemFault(error_msg=str(error), fatal=True))
         self._error = error
         self._loop.stop()
 
