@@ -44,8 +44,10 @@ def test_the_client_still_receives_after_its_close_notify(
             target.close()
 
             assert client.read() == b""
-    end = handfast.wait("proxy", subevent="server_disconnect")
+    end = handfast.wait("proxy", subevent="client_disconnect")
     assert "error_msg" not in end
+    assert (end["bytes_in"], end["bytes_out"]) == ("8", "6")  # what came after its end, too
+    assert "error_msg" not in handfast.wait("proxy", subevent="server_disconnect")
 
 
 @pytest.mark.parametrize("version", VERSIONS)

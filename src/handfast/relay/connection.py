@@ -172,13 +172,12 @@ class Connection:
 
     def pass_on(self, flow: Flow) -> None:
         """Pass the end of a flow's source on to its sink; all data before it was written."""
-        if flow is self.to_target:
-            self.report.client_disconnect(self)
-        else:
+        if flow is self.to_client:
             self.report.server_disconnect()
         if not flow.close() or self.state is not State.CLOSED:
             return
         if self.to_target.pending is None and self.to_client.pending is None:
+            self.report.client_disconnect(self)  # its counts are final now
             self._detach()
             self.client.close()
             if self.target is not None:
