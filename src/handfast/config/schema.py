@@ -142,6 +142,9 @@ class Service(Struct, frozen=True, kw_only=True):
     balance: Balance = "round-robin"
     send_proxy: SendProxy = "none"
 
+    def __str__(self) -> str:
+        return " ".join(str(each.address) for each in self.targets)
+
 
 class Route(Struct, frozen=True, kw_only=True):
     """Where a listener's clients of some names and protocols go; the first that fits is taken.

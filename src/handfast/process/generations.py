@@ -345,7 +345,7 @@ def _config_events(config: Config) -> list[Event]:
                 servcert=shown.cert or "" if shown else "",
                 servkey=shown.key if shown else "",
                 listener=str(listener.address),
-                target=" ".join(str(each.address) for each in service.targets) if service else "",
+                target=str(service or ""),
             )
         )
     return events

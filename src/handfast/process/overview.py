@@ -82,7 +82,7 @@ class Overview:
         service = bound.listener.service
         return ListenerStatus(
             listen=bound.text,
-            target=" ".join(str(each.address) for each in service.targets) if service else "",
+            target=str(service or ""),
             name=bound.listener.name,
             number=bound.number,
             active=self._census.of_listener(self._census.place(bound.number, "")),

@@ -21,7 +21,8 @@ from handfast.handover import channel
 from handfast.handover.message import Handover
 from handfast.observe.events import Accepting, SystemFault
 from handfast.observe.log import Log
-from handfast.transport.loop import Loop, Timer
+from handfast.transport.alarm import Alarm
+from handfast.transport.loop import Loop
 
 PAUSE_SECONDS: Final = 0.1
 CALM_SECONDS: Final = 1.0
@@ -52,7 +53,7 @@ class Intake:
         self._ceiling: Final = _ceiling()
         self._paused = False
         self._draining = False
-        self._calm: Timer | None = None
+        self._calm = Alarm(loop)
         self._told = False
         loop.add_reader(receiver.fileno(), self._take)
 
@@ -95,8 +96,7 @@ class Intake:
         self._paused = True
         self._loop.remove_reader(self._receiver.fileno())
         self._loop.call_later(PAUSE_SECONDS, self._look_again)
-        if self._calm is not None:
-            self._calm.cancel()
+        self._calm.stop()
         if not self._told:
             self._told = True
             self._log.emit(Accepting("paused", "few descriptors are left; raise LimitNOFILE"))
@@ -106,7 +106,7 @@ class Intake:
             self._loop.call_later(PAUSE_SECONDS, self._look_again)
             return
         self._paused = False
-        self._calm = self._loop.call_later(CALM_SECONDS, self._recovered)
+        self._calm.set(CALM_SECONDS, self._recovered)
         self._loop.add_reader(self._receiver.fileno(), self._take)
         if self._draining:
             self.drain()

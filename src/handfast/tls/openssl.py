@@ -24,11 +24,10 @@ from handfast.tls.alerts import Alert
 from handfast.tls.certificates import Credential, algorithms
 from handfast.tls.handshake import HandshakeError
 from handfast.tls.keys import SUITES, TLS12, TLS13
+from handfast.tls.openssl_callbacks import keep_secret, keep_verification
 from handfast.tls.openssl_handshake import (
     OpenSSLHandshake,
     Terms,
-    keep_secret,
-    keep_verification,
     reason_of,
 )
 from handfast.tls.selection import Selection

@@ -16,18 +16,18 @@ OpenSSL must not swallow the data. A ChangeCipherSpec goes together with the rec
 (it never ends a handshake), and so do the fragments of a first message, for each call costs us
 10 us whatever it brings.
 
-One handshake is driven at a time, so the lines of the key log and what the verification said
-belong to it; they are kept in two lists of this module.
+One handshake is driven at a time, so what OpenSSL tells by its callbacks belongs to it (see
+`openssl_callbacks`).
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import msgspec
 from cryptography.exceptions import InvalidTag
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 
 from handfast.errors import HandfastBug, PeerError
 from handfast.tls.alerts import Alert, plaintext_alert
@@ -41,14 +41,13 @@ from handfast.tls.handshake import (
 )
 from handfast.tls.hello import first_message, parse_client_hello, parse_server_hello
 from handfast.tls.keys import IV_LENGTH, SUITES, TLS12, Suite, tls12_secrets, traffic_key
+from handfast.tls.openssl_callbacks import SECRET_LABELS, encoded, refused, secret_lines
 from handfast.tls.record import ALERT, CHANGE_CIPHER_SPEC, HANDSHAKE
 from handfast.tls.session import Consumed, Direction, Peer, Role, Session
 
 _OUTPUT: Final = 1 << 14
 
 _BY_OPENSSL_NAME: Final = {suite.openssl_name: suite for suite in SUITES.values()}
-
-_SECRET_LABELS: Final = (b"CLIENT_TRAFFIC_SECRET_0 ", b"SERVER_TRAFFIC_SECRET_0 ")
 
 # One word for every offer of old versions alone, however OpenSSL found that out.
 _TOKENS: Final = {
@@ -58,35 +57,6 @@ _TOKENS: Final = {
 
 # draft-ietf-tls-ecdhe-mlkem: the one hybrid group that OpenSSL offers by itself, and prefers.
 _X25519MLKEM768: Final = 0x11EC
-
-_secret_lines: Final[list[bytes]] = []
-_refused: Final[list[tuple[str, bytes]]] = []
-
-
-def keep_secret(_connection: SSL.Connection, line: bytes) -> None:
-    if line.startswith(_SECRET_LABELS):
-        _secret_lines.append(line)
-
-
-def keep_verification(
-    _connection: SSL.Connection, certificate: Any, code: int, depth: int, ok: int
-) -> bool:
-    if not ok:
-        _refused.append((_verification_text(code), _der(certificate) if depth == 0 else b""))
-    return bool(ok)
-
-
-def _verification_text(code: int) -> str:
-    names = SSL.X509VerificationCodes
-    for name in dir(names):
-        if name.startswith("ERR_") and getattr(names, name) == code:
-            return name.removeprefix("ERR_").lower().replace("_", " ")
-    return f"verification error {code}"
-
-
-def _der(certificate: crypto.X509) -> bytes:
-    # Not by way of cryptography, which parses more strictly than OpenSSL and would raise.
-    return crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -208,8 +178,8 @@ class OpenSSLHandshake:
         connection = self._connection
         if connection is None:
             raise Consumed
-        _secret_lines.clear()
-        _refused.clear()
+        secret_lines.clear()
+        refused.clear()
         try:
             if records:
                 connection.bio_write(records)
@@ -222,7 +192,7 @@ class OpenSSLHandshake:
             raise
         except SSL.Error as error:
             self._give_up(error)
-        self._secrets += _secret_lines
+        self._secrets += secret_lines
         output = self._last_output = self._read_output()
         if output and connection.get_protocol_version() == TLS12:
             self._scan_12(output)
@@ -252,9 +222,9 @@ class OpenSSLHandshake:
         self._resumed_12 = keyed and self.done == (self._terms.role is Role.CLIENT)
 
     def _give_up(self, error: SSL.Error) -> NoReturn:
-        self._secrets += _secret_lines
+        self._secrets += secret_lines
         output = self._read_output()
-        verification, leaf = _refused[-1] if _refused else ("", b"")
+        verification, leaf = refused[-1] if refused else ("", b"")
         # The cause of a forged certificate is deep in OpenSSL, and its name says nothing of that.
         cause = reason = "certificate verify failed" if verification else reason_of(error)
         if isinstance(error, SSL.ZeroReturnError):
@@ -296,7 +266,7 @@ class OpenSSLHandshake:
         return _BY_OPENSSL_NAME.get(name or "")
 
     def _secret(self, *, server: bool) -> bytes:
-        label = _SECRET_LABELS[server]
+        label = SECRET_LABELS[server]
         for line in self._secrets:
             if line.startswith(label):
                 return bytes.fromhex(line.rpartition(b" ")[2].decode("ascii"))
@@ -305,7 +275,7 @@ class OpenSSLHandshake:
     def chain(self) -> tuple[bytes, ...]:
         """Give the certificates that the peer sent, DER, leaf first, whether verified or not."""
         sent = self._connection.get_peer_cert_chain() if self._connection else None
-        return tuple(_der(certificate) for certificate in sent or ())
+        return tuple(encoded(certificate) for certificate in sent or ())
 
     def session(self) -> Session:
         """Give the session of a handshake that is done; only once."""
@@ -376,7 +346,7 @@ class OpenSSLHandshake:
         if not chain:
             leaf = connection.get_peer_certificate()
             chain = [leaf] if leaf else []
-        return tuple(_der(certificate) for certificate in chain)
+        return tuple(encoded(certificate) for certificate in chain)
 
 
 def _shown(connection: SSL.Connection) -> tuple[str, str]:
