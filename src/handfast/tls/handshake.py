@@ -96,7 +96,9 @@ def check_start(data: bytes | bytearray) -> None:
         raise HandshakeError(
             "plain HTTP on the TLS port", token="http_request", alert=Alert.UNEXPECTED_MESSAGE
         )
-    if data[0] & 0x80 and len(data) > 2 and data[2] == 1:
+    if data[0] & 0x80 and (len(data) < 3 or data[2] == 1):
+        if len(data) < 3:
+            return  # the third byte tells
         raise HandshakeError(
             "SSLv2 ClientHello", token="unsupported_protocol", alert=Alert.PROTOCOL_VERSION,
         )  # fmt: skip

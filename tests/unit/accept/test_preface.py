@@ -6,7 +6,7 @@ import struct
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handfast.accept.preface import Preface
@@ -191,6 +191,8 @@ def test_what_would_be_negotiated_decides_between_routes() -> None:
     headed=st.booleans(),
     routed=st.booleans(),
 )
+@example(data=b"\x80\x00\x01", cuts=[], headed=False, routed=True)  # SSLv2
+@example(data=b"\x80\x00\x02", cuts=[], headed=False, routed=True)
 def test_bytes_mean_the_same_in_whatever_pieces_they_come(
     data: bytes, cuts: list[int], headed: bool, routed: bool
 ) -> None:
