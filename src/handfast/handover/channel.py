@@ -70,6 +70,8 @@ def receive(channel: socket.socket) -> tuple[Handover, int] | None:
         for descriptor in descriptors:
             os.close(descriptor)
         raise
+    finally:
+        _buffer[:length] = bytes(length)  # it has secrets, and would keep them until the next
     return handover, descriptors[0]
 
 

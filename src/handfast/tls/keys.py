@@ -11,7 +11,9 @@ import hmac
 from typing import Final, Protocol, TypeAlias
 
 import msgspec
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from handfast.errors import HandfastBug
 
@@ -105,21 +107,38 @@ SUITES: Final = _suites()
 """Every cipher suite that handfast speaks, by its code in the IANA registry."""
 
 
-def _label(label: bytes, length: int) -> bytes:
-    """Encode an HkdfLabel without context (RFC 8446, section 7.1), and the 1 of the first block.
+def wipe(secret: bytearray) -> None:
+    """Overwrite a secret where it lies. Of `bytes` that cannot be done, so secrets are bytearrays.
 
-    All that handfast derives fits into one block of HKDF-Expand (RFC 5869, section 2.3).
+    They are made in their full length, since growing one would leave a copy behind.
     """
+    secret[:] = bytes(len(secret))
+
+
+def _label(label: bytes, length: int) -> bytes:
+    """Encode an HkdfLabel without context (RFC 8446, section 7.1)."""
     full = b"tls13 " + label
-    return length.to_bytes(2, "big") + bytes((len(full),)) + full + b"\0\1"
+    return length.to_bytes(2, "big") + bytes((len(full),)) + full + b"\0"
 
 
+_HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
+    "sha256": hashes.SHA256(),
+    "sha384": hashes.SHA384(),
+}
 _IV_INFO: Final = _label(b"iv", IV_LENGTH)
 _KEY_INFO: Final = {length: _label(b"key", length) for length in (16, 32)}
+_UPDATE_INFO: Final = {length: _label(b"traffic upd", length) for length in (32, 48)}
 
 
-def traffic_key(suite: Suite, secret: bytes) -> tuple[bytes, bytes]:
-    """Give (key, iv) for one direction.
+def _expand(suite: Suite, secret: Buffer, info: bytes, length: int) -> bytearray:
+    """Derive into memory that can be wiped (HKDF-Expand: RFC 5869, section 2.3)."""
+    derived = bytearray(length)
+    HKDFExpand(_HASHES[suite.hash_name], length, info).derive_into(secret, derived)
+    return derived
+
+
+def traffic_key(suite: Suite, secret: Buffer) -> tuple[bytearray, bytearray]:
+    """Give (key, iv) for one direction, the receiver's to wipe.
 
     For TLS 1.3 `secret` is the traffic secret (RFC 8446, section 7.3). TLS 1.2 has no such
     secret: there it is the write key followed by the fixed IV (RFC 5246, section 6.3).
@@ -127,16 +146,21 @@ def traffic_key(suite: Suite, secret: bytes) -> tuple[bytes, bytes]:
     if suite.version == TLS12:
         if len(secret) != suite.key_length + suite.fixed_iv:
             raise HandfastBug("TLS 1.2 secret has the wrong length")
-        return secret[: suite.key_length], secret[suite.key_length :]
+        view = memoryview(secret)  # a slice of the secret itself would be one more copy of it
+        return bytearray(view[: suite.key_length]), bytearray(view[suite.key_length :])
     if len(secret) != suite.hash_length:
         raise HandfastBug("traffic secret has the wrong length")
-    key = hmac.digest(secret, _KEY_INFO[suite.key_length], suite.hash_name)
-    return key[: suite.key_length], hmac.digest(secret, _IV_INFO, suite.hash_name)[:IV_LENGTH]
+    length = suite.key_length
+    return (
+        _expand(suite, secret, _KEY_INFO[length], length),
+        _expand(suite, secret, _IV_INFO, IV_LENGTH),
+    )
 
 
-def next_secret(suite: Suite, secret: bytes) -> bytes:
+def next_secret(suite: Suite, secret: Buffer) -> bytearray:
     """Give the traffic secret after a KeyUpdate (RFC 8446, section 7.2)."""
-    return hmac.digest(secret, _label(b"traffic upd", suite.hash_length), suite.hash_name)
+    length = suite.hash_length
+    return _expand(suite, secret, _UPDATE_INFO[length], length)
 
 
 def tls12_secrets(

@@ -307,9 +307,13 @@ class OpenSSLHandshake:
             client, server = tls12_secrets(suite, master, client_random, server_random)
             nonce = (self._explicit_nonce + 1) & 0xFFFFFFFFFFFFFFFF if suite.is_gcm else 0
             nonces = (0, nonce) if self._terms.role is Role.SERVER else (nonce, 0)
-            return Direction(client, 1, nonces[0]), Direction(server, 1, nonces[1])
+            return (
+                Direction(bytearray(client), 1, nonces[0]),
+                Direction(bytearray(server), 1, nonces[1]),
+            )
         tickets = _count_records(self._last_output) if self._terms.role is Role.SERVER else 0
-        return Direction(self._secret(server=False)), Direction(self._secret(server=True), tickets)
+        of_client, of_server = (bytearray(self._secret(server=each)) for each in (False, True))
+        return Direction(of_client), Direction(of_server, tickets)
 
     def _peer(self, connection: SSL.Connection, suite: Suite) -> Peer:
         return Peer(

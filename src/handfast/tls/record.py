@@ -15,6 +15,7 @@ Invariants:
 
 Keys are derived when first needed, and `park` forgets them again until the next record: a
 context of OpenSSL's for one key takes 2.5 KB (measured), which idle connections need not hold.
+Whatever is not needed any more is wiped: a key once OpenSSL has it, a secret that has a successor.
 
 Limits: RFC 8446, sections 4.6.3, 5.1, 5.2, 5.4, 5.5; RFC 5246, section 6.2; and runs of records
 that carry nothing are bounded, for each costs the peer little and us a decryption.
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from handfast.tls.keys import IV_LENGTH, Aead, Suite, next_secret, traffic_key
+from handfast.tls.keys import IV_LENGTH, Aead, Suite, next_secret, traffic_key, wipe
 from handfast.tls.session import Consumed, Direction
 
 HEADER: Final = 5
@@ -47,15 +48,23 @@ KEY_UPDATE: Final = 24
 """HandshakeType of the one message that both directions of TLS 1.3 know after the handshake."""
 
 
+def key_update_body(*, request: bool) -> bytes:
+    """Encode a KeyUpdate message (RFC 8446, section 4.6.3)."""
+    return bytes((KEY_UPDATE, 0, 0, 1, request))
+
+
 class Keyed:
-    """One direction's secret and what is derived from it while it is in use."""
+    """One direction's secret and what is derived from it while it is in use.
+
+    The secret is a copy: whoever has made both directions of a session wipes the value.
+    """
 
     __slots__ = ("_aead", "_exported", "_iv", "_secret", "sequence", "suite")
 
     def __init__(self, suite: Suite, direction: Direction) -> None:
         self.suite = suite
         self.sequence = direction.sequence
-        self._secret = direction.secret
+        self._secret = bytearray(direction.secret)
         self._aead: Aead | None = None
         self._iv = 0
         self._exported = False
@@ -67,22 +76,31 @@ class Keyed:
         # The salt of TLS 1.2 AES-GCM stands in front of the nonce that travels in the record.
         self._iv = int.from_bytes(iv.ljust(IV_LENGTH, b"\0"), "big")
         self._aead = self.suite.aead(key)
+        wipe(key)
         return self._aead
 
     def _rekey(self) -> None:
-        self._secret = next_secret(self.suite, self._secret)
+        following = next_secret(self.suite, self._secret)
+        wipe(self._secret)
+        self._secret = following
         self._aead = None
         self.sequence = 0
+
+    def traffic_key(self) -> tuple[bytearray, bytearray]:
+        """Give (key, iv) for a home that seals or opens by itself; the receiver wipes them."""
+        if self._exported:
+            raise Consumed
+        return traffic_key(self.suite, self._secret)
 
     def park(self) -> None:
         """Forget the derived keys; the next record derives them again."""
         self._aead = None
 
-    def consume(self) -> bytes:
+    def consume(self) -> bytearray:
         """Give the secret away; nothing can be opened or sealed from then on."""
         if self._exported:
             raise Consumed
-        secret, self._secret = self._secret, b""
+        secret, self._secret = self._secret, bytearray()
         self._aead = None
         self._exported = True
         return secret

@@ -21,7 +21,7 @@ from typing import Annotated, Final
 import msgspec
 
 from handfast.errors import HandfastBug, HandfastError
-from handfast.tls.keys import SUITES, TLS12, Suite
+from handfast.tls.keys import SUITES, TLS12, Suite, wipe
 
 FORMAT: Final = 1
 """The version of the encoding. A change of any field's meaning or order needs a new one."""
@@ -44,7 +44,7 @@ class Direction(msgspec.Struct, frozen=True, array_like=True):
     only: it is independent of the sequence number there (RFC 5288, section 3).
     """
 
-    secret: bytes
+    secret: bytearray
     sequence: Uint64 = 0
     nonce: Uint64 = 0
     closed: bool = False
@@ -113,6 +113,11 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     def version(self) -> int:
         """The protocol version as on the wire, 0x0303 or 0x0304."""
         return self.suite.version
+
+    def wipe(self) -> None:
+        """Overwrite the secrets; for who has put them into another home."""
+        wipe(self.read.secret)
+        wipe(self.write.secret)
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -13,11 +13,11 @@ from handfast.tls.record import (
     GCM_RECORD_LIMIT,
     HANDSHAKE,
     HEADER,
-    KEY_UPDATE,
     MAX_PLAINTEXT,
     SEQUENCE_LIMIT,
     TAG,
     Keyed,
+    key_update_body,
 )
 from handfast.tls.session import Direction, Session
 
@@ -31,6 +31,11 @@ def room_for(length: int) -> int:
     """Give the bytes of output that sealing `length` bytes can take, a KeyUpdate included."""
     records = (length + MAX_PLAINTEXT - 1) // MAX_PLAINTEXT + 1
     return length + records * MAX_OVERHEAD
+
+
+def ends_direction(alert: int) -> bool:
+    """Tell whether nothing may follow an alert of ours: all are such, but for two warnings."""
+    return alert not in (Alert.USER_CANCELED, Alert.NO_RENEGOTIATION)
 
 
 class RecordWriter(Keyed):
@@ -147,13 +152,13 @@ class RecordWriter(Keyed):
         """Seal an alert. All but warnings, and close_notify too, end this direction."""
         if self.closed:
             raise HandfastBug("alert after close_notify")
-        if alert not in (Alert.USER_CANCELED, Alert.NO_RENEGOTIATION):
+        if ends_direction(alert):
             self.closed = True
         return self._seal_one(ALERT, alert_body(alert))
 
     def key_update(self, *, request: bool) -> bytes:
         """Seal a KeyUpdate and move to the next key (RFC 8446, section 4.6.3)."""
-        sealed = self._seal_one(HANDSHAKE, bytes((KEY_UPDATE, 0, 0, 1, request)))
+        sealed = self._seal_one(HANDSHAKE, key_update_body(request=request))
         self._rekey()
         return sealed
 

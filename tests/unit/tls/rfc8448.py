@@ -35,8 +35,18 @@ CLIENT_CLOSE = bytes.fromhex("1703030013c9872760655666b74d7ff1153efd6db6d0b0e3")
 
 def server() -> Session:
     """The server after its ticket."""
-    return Session(Role.SERVER, 0x1301, Direction(CLIENT_SECRET), Direction(SERVER_SECRET, 1))
+    return Session(
+        Role.SERVER,
+        0x1301,
+        Direction(bytearray(CLIENT_SECRET)),
+        Direction(bytearray(SERVER_SECRET), 1),
+    )
 
 
 def client() -> Session:
-    return Session(Role.CLIENT, 0x1301, Direction(SERVER_SECRET), Direction(CLIENT_SECRET))
+    return Session(
+        Role.CLIENT,
+        0x1301,
+        Direction(bytearray(SERVER_SECRET)),
+        Direction(bytearray(CLIENT_SECRET)),
+    )

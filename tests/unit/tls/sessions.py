@@ -36,7 +36,7 @@ def secret(suite: Suite, fill: int) -> bytes:
 
 
 def direction(suite: Suite, fill: int, *, sequence: int = 0, nonce: int = 0) -> Direction:
-    return Direction(secret(suite, fill), sequence, nonce)
+    return Direction(bytearray(secret(suite, fill)), sequence, nonce)
 
 
 def sessions(
@@ -107,7 +107,7 @@ class Peering:
         key, iv = traffic_key(self.suite, self.secret)
         number = self.sequence.to_bytes(8, "big")
         explicit = self.nonce.to_bytes(8, "big") if len(iv) == 4 else b""
-        nonce = iv + explicit if explicit else _xor(iv, self.sequence)
+        nonce = iv + explicit if explicit else _xor(bytes(iv), self.sequence)
         aad = number + bytes((kind, 3, 3)) + len(body).to_bytes(2, "big")
         sealed = explicit + self.suite.aead(key).encrypt(nonce, body, aad)
         self.sequence += 1
@@ -118,7 +118,7 @@ class Peering:
         """A TLS 1.3 record of this inner plaintext, content type and padding included."""
         key, iv = traffic_key(self.suite, self.secret)
         header = b"\x17\x03\x03" + (len(text) + 16).to_bytes(2, "big")
-        sealed = self.suite.aead(key).encrypt(_xor(iv, self.sequence), text, header)
+        sealed = self.suite.aead(key).encrypt(_xor(bytes(iv), self.sequence), text, header)
         self.sequence += 1
         return header + sealed
 

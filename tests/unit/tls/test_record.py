@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from handfast.errors import HandfastBug, PeerError
 from handfast.tls.alerts import Alert
+from handfast.tls.content import MAX_EMPTY_RUN, MAX_KEY_UPDATES
 from handfast.tls.export import export
 from handfast.tls.keys import SUITES, TLS12, Suite
-from handfast.tls.reader import MAX_EMPTY_RUN, MAX_KEY_UPDATES, RecordReader
+from handfast.tls.reader import RecordReader
 from handfast.tls.record import GCM_RECORD_LIMIT
 from handfast.tls.session import Consumed, Direction, Session
 from handfast.tls.writer import RecordWriter, room_for
@@ -792,7 +793,7 @@ def test_the_explicit_nonces_of_tls12_never_repeat() -> None:
 
 def test_the_explicit_nonce_is_independent_of_the_sequence_number() -> None:
     suite = AES128_12
-    keys = Direction(bytes(20), sequence=5, nonce=900)
+    keys = Direction(bytearray(20), sequence=5, nonce=900)
     session, _ = sessions(suite)
     writer = RecordWriter(Session(session.role, suite.code, keys, keys))
     out = memoryview(bytearray(100))

@@ -20,7 +20,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 def directions(draw: st.DrawFn, suite: Suite) -> Direction:
     length = suite.key_length + suite.fixed_iv if suite.version == TLS12 else suite.hash_length
     text = draw(st.binary(min_size=length, max_size=length))
-    return Direction(text, draw(uint64), draw(uint64), draw(st.booleans()))
+    return Direction(bytearray(text), draw(uint64), draw(uint64), draw(st.booleans()))
 
 
 @st.composite
@@ -133,7 +133,7 @@ def test_deep_nesting_is_refused() -> None:
 @pytest.mark.parametrize("side", ["read", "write"])
 def test_a_secret_of_the_wrong_length_is_refused(suite: Suite, change: int, side: str) -> None:
     end, _ = sessions(suite)
-    wrong = Direction((secret(suite, 1) + b"x")[: len(secret(suite, 1)) + change])
+    wrong = Direction(bytearray(secret(suite, 1) + b"x")[: len(secret(suite, 1)) + change])
 
     with pytest.raises(HandfastError, match="wrong length"):
         decode(encode(msgspec.structs.replace(end, **{side: wrong})))
@@ -153,8 +153,8 @@ def test_an_unknown_suite_is_refused(code: int) -> None:
         {"key_updates": -1},
         {"bytes_in": -1},
         {"bytes_out": -1},
-        {"read": Direction(bytes(32), -1)},
-        {"write": Direction(bytes(32), 0, -1)},
+        {"read": Direction(bytearray(32), -1)},
+        {"write": Direction(bytearray(32), 0, -1)},
     ],
     ids=lambda damage: next(iter(damage)),
 )

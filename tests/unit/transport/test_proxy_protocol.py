@@ -354,7 +354,7 @@ def test_the_facts_of_a_session_name_its_suite_and_client(
     code: int, version: bytes, name: bytes
 ) -> None:
     client_der = issue("a client", client=True).certificate.public_bytes(Encoding.DER)
-    secret = Direction(bytes(SUITES[code].hash_length))
+    secret = Direction(bytearray(SUITES[code].hash_length))
     peer = Peer(group="x25519", certificates=(client_der,), key_algorithm="EC256")
 
     facts = tls_facts(Session(Role.SERVER, code, secret, secret, peer))
@@ -365,7 +365,7 @@ def test_the_facts_of_a_session_name_its_suite_and_client(
 
 
 def test_a_certificate_that_cannot_be_read_has_no_common_name() -> None:
-    secret = Direction(bytes(32))
+    secret = Direction(bytearray(32))
     session = Session(Role.SERVER, 0x1301, secret, secret, Peer(certificates=(b"not DER",)))
 
     assert not tls_facts(session).common_name
