@@ -141,6 +141,11 @@ def _counts(status: Status, before: Status | None) -> list[str]:
             f"{size(total('bytes_in'))} in{rate('bytes_in', ' MB', 1e6)}",
             f"{size(total('bytes_out'))} out{rate('bytes_out', ' MB', 1e6)}",
         ),
+        (
+            "sessions",
+            *(f"{count} {home}" for home, count in status.sessions().items() if count),
+            f"{total('kernel_refused')} refused by the kernel" if total("kernel_refused") else "",
+        ),
         ("log", f"{total('log_dropped')} lines dropped" if total("log_dropped") else ""),
     )
     return [f"  {name:<13}{', '.join(filter(None, each))}" for name, *each in rows if any(each)]

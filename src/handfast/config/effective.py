@@ -65,6 +65,8 @@ def _listener(listener: Listener) -> dict[str, Any]:
         "listen": str(listener.address),
         **_present(certificates=[_certificate(each) for each in listener.certificates]),
         "tls": _tls(listener.tls),
+        "kernel-tls": listener.kernel_tls.mode,
+        **_present(kernel_tls_after=listener.kernel_tls.after),
         "client-auth": _client_auth(listener.client_auth),
         "alpn": list(listener.alpn),
         **_present(accept_proxy=list(listener.accept_proxy)),

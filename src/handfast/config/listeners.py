@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from handfast.config import scalars
 from handfast.config.clients import client_auth
-from handfast.config.document import Value
+from handfast.config.document import Kind, Value
 from handfast.config.negotiation import tls_policy
-from handfast.config.scalars import count, file, is_true
-from handfast.config.schema import Address, Certificate, Listener, Route, UnixAddress
+from handfast.config.scalars import choice, count, file, integer, is_true
+from handfast.config.schema import (
+    Address,
+    Certificate,
+    KernelTls,
+    KernelTlsMode,
+    Listener,
+    Route,
+    UnixAddress,
+)
 from handfast.config.services import ONE_TARGET_KEY, SERVICE, route, take_service, unreachable
 from handfast.config.shape import (
     Shape,
@@ -25,6 +33,7 @@ from handfast.config.shape import (
 )
 from handfast.errors import Problem
 
+MAX_KERNEL_AFTER: Final = 1 << 40  # bytes
 PASSWORDS: Final = ("key-password", "key-password-file", "key-password-env")
 
 CERTIFICATE: Final = Shape(
@@ -94,12 +103,33 @@ def _routes_speak_what_is_negotiated(value: Value, found: Mapping[str, Any]) -> 
                 yield place.entries["alpn"].problem(message)
 
 
+_kernel_tls_word: Final = choice(*get_args(KernelTlsMode))
+
+
+def _kernel_tls(value: Value) -> str:
+    """Take a mode; a bare on or off is a boolean to YAML, and becomes true or false in tools."""
+    if value.kind is Kind.BOOLEAN:
+        return "on" if is_true(value) else "off"
+    return _kernel_tls_word(value)
+
+
+def _kernel_tls_fits(value: Value, found: Mapping[str, Any]) -> Iterable[Problem]:
+    if isinstance(found["listen"], UnixAddress) and found.get("kernel-tls", "off") != "off":
+        message = "is for TCP, and this listener is a Unix socket; remove it"
+        yield value.entries["kernel-tls"].problem(message)
+    if "kernel-tls-after" in found and found.get("kernel-tls", "off") == "off":
+        message = "has no meaning while `kernel-tls` is off; set that to auto, or remove this"
+        yield value.entries["kernel-tls-after"].problem(message)
+
+
 LISTENER: Final = Shape(
     fields={
         "listen": scalars.listen,
         "name": scalars.text,
         "certificates": list_of(_certificate),
         "tls": tls_policy,
+        "kernel-tls": _kernel_tls,
+        "kernel-tls-after": integer(0, MAX_KERNEL_AFTER),
         "client-auth": client_auth,
         "alpn": list_of(scalars.protocol, least=0, most=100),
         "accept-proxy": list_of(scalars.network),
@@ -115,7 +145,12 @@ LISTENER: Final = Shape(
         needs("send-proxy", "target", "targets"),
         _has_certificates,
     ),
-    checks=(_header_has_a_source, _routes_are_reachable, _routes_speak_what_is_negotiated),
+    checks=(
+        _header_has_a_source,
+        _routes_are_reachable,
+        _routes_speak_what_is_negotiated,
+        _kernel_tls_fits,
+    ),
 )
 
 
@@ -123,7 +158,10 @@ def listener(value: Value) -> Listener:
     """Take one entry of `listeners`."""
     found = LISTENER.read(value)
     address: Address = found.pop("listen")
-    own = {"service": take_service(found)} if _has_own_target(value) else {}
+    own: dict[str, Any] = {"service": take_service(found)} if _has_own_target(value) else {}
+    if "kernel-tls" in found:
+        mode, after = found.pop("kernel-tls"), found.pop("kernel-tls-after", 0)
+        own["kernel_tls"] = KernelTls(mode=mode, after=after)
     return Listener(
         address=address, **{"name": str(address), "certificates": (), **own, **keywords(found)}
     )

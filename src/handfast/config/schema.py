@@ -16,6 +16,7 @@ Balance: TypeAlias = Literal["round-robin", "least-connections"]
 SendProxy: TypeAlias = Literal["none", "v1", "v2"]
 TlsVersion: TypeAlias = Literal["1.2", "1.3"]
 IsolationMode: TypeAlias = Literal["preferred", "required"]
+KernelTlsMode: TypeAlias = Literal["off", "auto", "on"]
 RuleField: TypeAlias = Literal[
     "cn", "ou", "dns", "uri", "ip", "email", "spiffe", "spki", "fingerprint"
 ]
@@ -171,6 +172,16 @@ class TlsPolicy(Struct, frozen=True, kw_only=True):
     require_post_quantum: bool = False
 
 
+class KernelTls(Struct, frozen=True, kw_only=True):
+    """Whether clients' sessions move into the kernel, once they have carried `after` bytes.
+
+    `auto` is where the kernel can; with `on`, one that cannot at all is an error.
+    """
+
+    mode: KernelTlsMode = "off"
+    after: int = 0
+
+
 class Listener(Struct, frozen=True, kw_only=True):
     """One address that speaks TLS, and what is behind it.
 
@@ -187,6 +198,7 @@ class Listener(Struct, frozen=True, kw_only=True):
     routes: tuple[Route, ...] = ()
     alpn: tuple[str, ...] = ()
     tls: TlsPolicy = TlsPolicy()
+    kernel_tls: KernelTls = KernelTls()
     accept_proxy: tuple[str, ...] = ()
     max_connections: int = 0
 

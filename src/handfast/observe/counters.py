@@ -28,11 +28,15 @@ NUMBERS: Final = (
     "handshakes_denied",
     "handshakes_failed",
     "handshakes_granted",
+    "kernel_refused",
     "log_dropped",
     "relayed",
     "resumed",
 )
 """The plain counts by name. All but `active` only go up."""
+
+SESSIONS: Final = "sessions"
+"""The gauge of a relay's sessions, labelled by their transport."""
 
 OTHER: Final = "other"
 _MOST: Final = 64  # reasons: OpenSSL has hundreds, and which one it is is up to the peer
@@ -117,6 +121,7 @@ class Counters:
         "handshakes_denied",
         "handshakes_failed",
         "handshakes_granted",
+        "kernel_refused",
         "log_dropped",
         "refresh",
         "refused",
@@ -135,6 +140,7 @@ class Counters:
         self.bytes_in = 0
         self.bytes_out = 0
         self.connect_failures = 0
+        self.kernel_refused = 0
         self.log_dropped = 0
         self.accepted_at: dict[int, int] = {}
         self.granted_by: dict[Handshake, int] = {}

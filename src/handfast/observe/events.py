@@ -159,6 +159,7 @@ class Proxy(Event, frozen=True, kw_only=True):
 
     `duration_ms` is the time to connect for server_connect, and the life of the connection for
     the disconnects. `bytes_in` and `bytes_out` count the client's plaintext, from it and to it.
+    `transport` is where its session was then: user, kernel, or kernel-tx for our direction alone.
     """
 
     NAME = "proxy"
@@ -176,6 +177,7 @@ class Proxy(Event, frozen=True, kw_only=True):
     bytes_in: int | None = None
     bytes_out: int | None = None
     duration_ms: float | None = None
+    transport: str = ""
     error_msg: str = ""
     error_desc: str = ""
 
@@ -238,6 +240,35 @@ class Target(Event, frozen=True, kw_only=True):
     def level(self) -> Level:
         """Somebody has to look after a target that is down."""
         return Level.WARN if self.state == "down" else Level.INFO
+
+
+class KernelTls(Event, frozen=True, kw_only=True):
+    """What the kernel was seen to do for a configuration that wants kernel TLS.
+
+    `tx` and `rx` are the cipher suites that it sends and receives, joined by `:`. `rekey` tells
+    that it can follow a KeyUpdate.
+    """
+
+    NAME = "kernel_tls"
+    tx: str = ""
+    rx: str = ""
+    rekey: bool | None = None
+    error_msg: str = ""
+    error_desc: str = ""
+
+
+class KernelRefused(Event, frozen=True, kw_only=True):
+    """The kernel did not take a direction of a client's session, which stays in user space.
+
+    DEBUG: nobody has to act, and the metrics count it.
+    """
+
+    NAME = "kernel_tls_refused"
+    LEVEL = Level.DEBUG
+    direction: Literal["tx", "rx"]
+    client_ip: str = ""
+    client_port: int | None = None
+    error_desc: str = ""
 
 
 class Doubtful(Event, frozen=True):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final, Literal, TypeAlias, get_args
 
-from handfast.observe.counters import BOUNDS, Histogram
+from handfast.observe.counters import BOUNDS, SESSIONS, Histogram
 from handfast.observe.status import State, Status
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,6 +44,12 @@ METRICS: Final[dict[str, tuple[Kind, str]]] = {
     "handshake_duration_seconds": ("histogram", "From accept to session."),
     "connect_duration_seconds": ("histogram", "From dialling a target to its connection."),
     "connect_failures_total": ("counter", "Sessions that got no target."),
+    "sessions": ("gauge", "Sessions of each relay, by where their records are sealed."),
+    "kernel_tls_refused_total": ("counter", "Sessions that the kernel did not take."),
+    "kernel_tls_sessions": ("gauge", "Directions of sessions in the kernel, by who does the work."),
+    "kernel_tls_sessions_total": ("counter", "Directions of sessions that the kernel has taken."),
+    "kernel_tls_errors_total": ("counter", "What went wrong in the kernel, by what it was."),
+    "kernel_tls_rekeys_total": ("counter", "Key changes in the kernel, by how they went."),
     "process_up": ("gauge", "1 for a process that does its work."),
     "process_restarts_total": ("counter", "How often a process was replaced."),
     "process_resident_memory_bytes": ("gauge", "RSS; shared pages count for each process."),
@@ -63,9 +69,35 @@ _PLAIN: Final = {
     "sent_bytes_total": "bytes_out",
     "handshakes_resumed_total": "resumed",
     "connect_failures_total": "connect_failures",
+    "kernel_tls_refused_total": "kernel_refused",
     "log_lines_dropped_total": "log_dropped",
 }
 """Metrics that are one plain count each."""
+
+
+def _by(direction: str, mode: str) -> Labels:
+    return (("direction", direction), ("mode", mode))
+
+
+_KERNEL: Final[dict[str, tuple[str, Labels]]] = {
+    "TlsCurrTxSw": ("kernel_tls_sessions", _by("tx", "software")),
+    "TlsCurrRxSw": ("kernel_tls_sessions", _by("rx", "software")),
+    "TlsCurrTxDevice": ("kernel_tls_sessions", _by("tx", "device")),
+    "TlsCurrRxDevice": ("kernel_tls_sessions", _by("rx", "device")),
+    "TlsTxSw": ("kernel_tls_sessions_total", _by("tx", "software")),
+    "TlsRxSw": ("kernel_tls_sessions_total", _by("rx", "software")),
+    "TlsTxDevice": ("kernel_tls_sessions_total", _by("tx", "device")),
+    "TlsRxDevice": ("kernel_tls_sessions_total", _by("rx", "device")),
+    "TlsDecryptError": ("kernel_tls_errors_total", (("reason", "decrypt"),)),
+    "TlsDecryptRetry": ("kernel_tls_errors_total", (("reason", "decrypt_retry"),)),
+    "TlsRxDeviceResync": ("kernel_tls_errors_total", (("reason", "device_resync"),)),
+    "TlsRxNoPadViolation": ("kernel_tls_errors_total", (("reason", "no_pad_violation"),)),
+    "TlsRxRekeyOk": ("kernel_tls_rekeys_total", (("direction", "rx"), ("result", "ok"))),
+    "TlsRxRekeyError": ("kernel_tls_rekeys_total", (("direction", "rx"), ("result", "failed"))),
+    "TlsTxRekeyOk": ("kernel_tls_rekeys_total", (("direction", "tx"), ("result", "ok"))),
+    "TlsTxRekeyError": ("kernel_tls_rekeys_total", (("direction", "tx"), ("result", "failed"))),
+}
+"""What the kernel counts, for all of its programs (in this network namespace); names of ours."""
 
 
 def render(status: Status) -> bytes:
@@ -83,7 +115,14 @@ def samples(status: Status) -> Iterator[Sample]:
     yield from _connections(status)
     yield from _handshakes(status)
     yield from _processes(status)
+    yield from _kernel(status)
     yield from _gauges(status)
+
+
+def _kernel(status: Status) -> Iterator[Sample]:
+    for name, (metric, labels) in _KERNEL.items():
+        if name in status.kernel_tls:
+            yield metric, labels, status.kernel_tls[name]
 
 
 def _instance(status: Status) -> Iterator[Sample]:
@@ -145,9 +184,9 @@ def _processes(status: Status) -> Iterator[Sample]:
 
 
 def _gauges(status: Status) -> Iterator[Sample]:
-    """Give what workers measure under names of their own, which are never those of METRICS."""
+    """Give what workers measure, under no name of METRICS but the one that is theirs."""
     for each in status.gauges:
-        if each.name not in METRICS:
+        if each.name not in METRICS or each.name == SESSIONS:
             yield each.name, tuple({**each.labels, "process": each.process}.items()), each.value
 
 

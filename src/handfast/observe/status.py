@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from msgspec import Struct, field
 
-from handfast.observe.counters import Histogram
+from handfast.observe.counters import SESSIONS, Histogram
 
 State: TypeAlias = Literal["starting", "serving", "draining"]
 
@@ -105,6 +105,7 @@ class Status(Struct, frozen=True):
     """What `handfast status` tells.
 
     `totals` are sums of the processes' counters since the start, those that have ended included.
+    `kernel_tls` are the kernel's counters (/proc/net/tls_stat), empty where it has no TLS.
     """
 
     version: str
@@ -125,6 +126,16 @@ class Status(Struct, frozen=True):
     handshake_seconds: Histogram = field(default_factory=Histogram)
     connect_seconds: Histogram = field(default_factory=Histogram)
     gauges: tuple[ProcessGauge, ...] = ()
+    kernel_tls: dict[str, int] = {}
+
+    def sessions(self) -> dict[str, int]:
+        """Count the sessions of all relays by their transport."""
+        sums: dict[str, int] = {}
+        for each in self.gauges:
+            if each.name == SESSIONS:
+                home = each.labels.get("transport", "")
+                sums[home] = sums.get(home, 0) + int(each.value)
+        return sums
 
     def unready(self) -> str:
         """Say why new connections may not be served; empty when they are."""

@@ -53,7 +53,9 @@ PERMITS: Final = {
     Role.TEMPLATE: Permits(calls=seccomp.BASE + seccomp.FORK + seccomp.ACCEPT, secrets=True),
     Role.ACCEPTOR: Permits(calls=seccomp.BASE + seccomp.ACCEPT, secrets=True),
     Role.RELAY: Permits(
-        calls=seccomp.BASE + seccomp.DIAL, reach=landlock.Reach(connect=True), secrets=True
+        calls=seccomp.BASE + seccomp.DIAL + seccomp.KERNEL_TLS,
+        reach=landlock.Reach(connect=True),
+        secrets=True,
     ),
     Role.RESOLVER: Permits(
         calls=seccomp.BASE + seccomp.RESOLVE,

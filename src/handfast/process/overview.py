@@ -9,6 +9,7 @@ from handfast import __version__
 from handfast.observe.status import ListenerStatus, ProcessStatus, State, Status
 from handfast.process.child import Child, Kind
 from handfast.process.generations import Generations
+from handfast.process.kernel_tls import statistics
 from handfast.process.listening import Bound
 from handfast.process.relays import Relays
 from handfast.process.sidecars import Sidecars
@@ -63,6 +64,7 @@ class Overview:
             reloads=self._generations.reloads,
             certificates=current.certificates if current else (),
             handshaking=self._census.handshakes(),
+            kernel_tls=statistics(),
         )
 
     def _process(self, child: Child, counters: dict[str, int]) -> ProcessStatus:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from handfast.config import Config
+from handfast.config import Config, KernelTls
 from handfast.process.credentials import Files, client_policy
 from handfast.process.listening import Bound
 from handfast.relay.plan import ListenerPlan, Plan
+from handfast.transport.kernel import Support
 
 
-def make_plan(generation: int, config: Config, bound: tuple[Bound, ...], files: Files) -> Plan:
+def make_plan(
+    generation: int,
+    config: Config,
+    bound: tuple[Bound, ...],
+    files: Files,
+    kernel: Support,
+) -> Plan:
     """Put a plan together; `files.listeners` are in the order of `bound`."""
     listeners = {
         each.number: ListenerPlan(
@@ -19,6 +26,7 @@ def make_plan(generation: int, config: Config, bound: tuple[Bound, ...], files: 
             service=each.listener.service,
             routes=each.listener.routes,
             clients=client_policy(each.listener, loaded),
+            kernel_after=_kernel_after(each.listener.kernel_tls),
         )
         for each, loaded in zip(bound, files.listeners, strict=True)
     }
@@ -29,4 +37,9 @@ def make_plan(generation: int, config: Config, bound: tuple[Bound, ...], files: 
         relays=config.nworkers,
         loglevel=config.loglevel,
         anchors=files.anchors,
+        kernel=kernel,
     )
+
+
+def _kernel_after(wanted: KernelTls) -> int:
+    return -1 if wanted.mode == "off" else wanted.after

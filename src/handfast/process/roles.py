@@ -17,6 +17,7 @@ from handfast.policy.clients import Clients
 from handfast.policy.routes import Routes
 from handfast.process import demo, monitor, resolving, worker
 from handfast.process.isolation import Identity, Role, enter
+from handfast.process.kernel_tls import kernel_support
 from handfast.process.messages import (
     Configure,
     Configured,
@@ -125,9 +126,10 @@ def template(
 ) -> int:
     """Be the template, whose children are the acceptors."""
     clients: list[Clients | None] = []
+    log = common.log.heir(Level[config.loglevel], process_type="master")
 
     def plan(files: Files) -> Plan:
-        made = make_plan(generation, config, bound, files)
+        made = make_plan(generation, config, bound, files, kernel_support(config, log))
         clients.extend(_clients(made.listeners[each.number]) for each in bound)
         return made
 
@@ -149,7 +151,6 @@ def template(
         return worker.run(own, log, start)
 
     work = Work(config, plan, lambda: common.confine(Role.TEMPLATE), accept)
-    log = common.log.heir(Level[config.loglevel], process_type="master")
     listening = tuple(each.sock for each in bound)
     return Template(control, {*keep, log.fileno()}, listening, work).run(log)
 

@@ -25,6 +25,7 @@ import seccompy
 from seccompy import Action, ArgCmp, CmpOp
 
 from handfast.process import linux
+from handfast.transport.kernel import SOL_TLS
 
 Permit: TypeAlias = str | tuple[str, tuple[ArgCmp, ...]]
 """A system call by its name, whatever its arguments or only if all the conditions hold."""
@@ -65,7 +66,8 @@ BASE: Final[tuple[Permit, ...]] = (
     # Bytes, to and from what is open already.
     *("read", "readv", "write", "writev", "recvfrom", "recvmsg", "recvmmsg"),
     *("sendto", "sendmsg", "sendmmsg", "pread64", "lseek", "close", "close_range"),
-    *("dup", "dup2", "dup3", "fstat", "shutdown", "getsockopt", "getsockname", "getpeername"),
+    *("dup", "dup2", "dup3", "fstat", "shutdown", "getsockname", "getpeername"),
+    ("getsockopt", (ArgCmp(1, CmpOp.NE, SOL_TLS),)),  # the kernel would give keys back
     "eventfd2",
     *(("fcntl", (_is(1, each),)) for each in _DESCRIPTOR_COMMANDS),
     *(("setsockopt", (_is(1, each),)) for each in (socket.SOL_SOCKET, socket.IPPROTO_TCP)),
@@ -95,6 +97,13 @@ DIAL: Final[tuple[Permit, ...]] = (
     *_sockets(socket.AF_INET, socket.SOCK_STREAM, 0, socket.IPPROTO_TCP),
     *_sockets(socket.AF_INET6, socket.SOCK_STREAM, 0, socket.IPPROTO_TCP),
     "connect",
+)
+
+# A session moves into the kernel, which then moves bytes by itself.
+KERNEL_TLS: Final[tuple[Permit, ...]] = (
+    ("setsockopt", (_is(1, SOL_TLS),)),
+    *("splice", "pipe2"),
+    *(("fcntl", (_is(1, each),)) for each in (fcntl.F_SETPIPE_SZ, fcntl.F_GETPIPE_SZ)),
 )
 
 FORK: Final[tuple[Permit, ...]] = (

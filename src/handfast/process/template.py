@@ -61,8 +61,9 @@ class Child(msgspec.Struct, frozen=True):
 class Work(msgspec.Struct, frozen=True, eq=False):
     """What a generation's template is to do.
 
-    `plan` makes the relays' plan of what was loaded. `confine` gives up what loading needed, and
-    what no acceptor may have. `accept` is an acceptor's life, by its number and column.
+    `plan` makes the relays' plan of what was loaded, or raises ConfigError. `confine` gives up what
+    loading needed, and what no acceptor may have. `accept` is an acceptor's life, by its number and
+    column.
     """
 
     config: Config
@@ -93,11 +94,12 @@ class Template:
         """Load, then obey until the supervisor has gone or says that it is time to end."""
         try:
             loaded = self._load(log)
+            plan = seal("plan", encode(self._work.plan(loaded)))
+            log.flush()
         except ConfigError as error:
             texts = [each.message[:_LONGEST] for each in error.problems[:_MOST_PROBLEMS]]
             send(self._control, Refused(_fitting(texts)))
             return 1
-        plan = seal("plan", encode(self._work.plan(loaded)))
         self._work.confine()
         send(self._control, self._describe(loaded), plan)
         os.close(plan)
@@ -119,7 +121,6 @@ class Template:
         for each in loaded.listeners:
             for event in events(each, now):
                 log.emit(event)
-        log.flush()
         pairs = zip(config.listeners, loaded.listeners, strict=True)
         self._engines = tuple(engine(listener, each) for listener, each in pairs)
         return loaded

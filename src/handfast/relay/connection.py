@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from handfast.errors import BackendError, PeerError
 from handfast.handover.message import Passthrough
 from handfast.relay.introduction import header
+from handfast.relay.moving import NEVER as STAYS
+from handfast.relay.moving import Transport, move_on, transport_of
 from handfast.relay.patience import NEVER, deadline, overdue
 from handfast.relay.pump import Flow
 from handfast.relay.report import Reporter
@@ -48,13 +50,17 @@ class Connection:
 
     `listener` is its number: what is behind it changes from generation to generation. `place` is
     where the census counts it.
-    `certificates` are the client's, as in `tls.session.Peer`.
+    `certificates` are the client's, as in `tls.session.Peer`. `due` is how many bytes are to be
+    carried before the session moves into the kernel; while it is `aligning` for that, no more is
+    read than the rest of a record.
     """
 
     __slots__ = (
+        "aligning",
         "bucket",
         "certificates",
         "client",
+        "due",
         "listener",
         "place",
         "relay",
@@ -93,14 +99,28 @@ class Connection:
         if not isinstance(session, Passthrough):
             self.to_target.reader = RecordReader(session)
             self.to_client.writer = RecordWriter(session)
+            session.wipe()
             if session.unsent:
                 self.to_client.hold(session.unsent)
-        self.report.client_connect(session)
+        self.aligning = False
+        self.due = STAYS if through else listener.kernel_after
+        if self.due == 0:
+            self.move_on()
+        self.report.client_connect(session, self.transport)
 
     @property
     def is_passed_through(self) -> bool:
         """Tell whether the client's TLS is with the target and not with us."""
-        return self.to_client.writer is None
+        return self.to_client.sealer is None
+
+    @property
+    def transport(self) -> Transport | None:
+        """Where the client's session is; None without one."""
+        return transport_of(self.to_target, self.to_client)
+
+    def move_on(self) -> None:
+        """Move what is due and can move; its flows may be others afterwards."""
+        move_on(self)
 
     def opposite(self, flow: Flow) -> Flow:
         """Give the other direction."""
@@ -108,7 +128,7 @@ class Connection:
 
     def counts(self) -> tuple[int, int]:
         """Give the bytes from the client and to it: of its plaintext, or as they were carried."""
-        reader, writer = self.to_target.reader, self.to_client.writer
+        reader, writer = self.to_target.contents, self.to_client.sealer
         if reader is None or writer is None:
             return self.to_target.carried, self.to_client.carried
         return reader.bytes, writer.bytes
@@ -147,16 +167,16 @@ class Connection:
         self.relay.counters.connect_seconds.add(now - self.touched)
         self.touched = now
         self.watch()
-        inward, outward = self.to_target, self.to_client
         if reached.session is not None:
-            inward.writer = RecordWriter(reached.session)
-            outward.reader = RecordReader(reached.session)
+            self.to_target.writer = RecordWriter(reached.session)
+            self.to_client.reader = RecordReader(reached.session)
+            reached.session.wipe()
         if reached.unsent:
-            inward.hold(reached.unsent)
+            self.to_target.hold(reached.unsent)
         else:
-            inward.resume()
-        if self.state is not State.CLOSED and outward.pending is None:
-            outward.resume()
+            self.to_target.resume()
+        if self.state is not State.CLOSED and self.to_client.pending is None:
+            self.to_client.resume()
 
     def ended(self, flow: Flow) -> None:
         """Take the orderly end of a flow's source: stop reading, pass it on when all is written."""
@@ -185,7 +205,7 @@ class Connection:
 
     def hung_up(self, flow: Flow) -> None:
         """Take a FIN: it is the end without TLS, and truncation with it."""
-        if flow.reader is None:
+        if flow.contents is None:
             self.ended(flow)
         elif flow is self.to_target:
             self._fail_client("closed without close_notify", "")
@@ -257,6 +277,8 @@ class Connection:
         if self.target_state is not None:
             self.target_state.release()
             self.target_state = None
+        self.to_target.release()
+        self.to_client.release()
         self.relay.forget(self)
         # They and this refer to each other: without them the memory goes back at once.
         del self.to_target, self.to_client

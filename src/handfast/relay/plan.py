@@ -13,11 +13,13 @@ import msgspec
 from handfast.config import Route, Service, Timeouts
 from handfast.errors import HandfastError
 from handfast.policy.clients import ClientPolicy
+from handfast.transport.kernel import Support
 
 
 class ListenerPlan(msgspec.Struct, frozen=True):
     """One listener as the relays know it: its address for the log, where its clients go, and who
-    may stay. `family` is that of its sockets.
+    may stay. `family` is that of its sockets. `kernel_after` is how many bytes a connection carries
+    before it moves into the kernel, -1 for never.
     """
 
     name: str
@@ -27,6 +29,7 @@ class ListenerPlan(msgspec.Struct, frozen=True):
     service: Service | None
     routes: tuple[Route, ...]
     clients: ClientPolicy
+    kernel_after: int = -1
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -34,6 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     `anchors` are the certificates (DER) in each file that `TargetTls.trusted_certs` names, and
     under the empty name those that the system trusts. `relays` is how many share the limits.
+    `kernel` is what the kernel was seen to do.
     """
 
     generation: int
@@ -42,6 +46,7 @@ class Plan(msgspec.Struct, frozen=True):
     relays: int
     loglevel: str
     anchors: dict[str, tuple[bytes, ...]]
+    kernel: Support = Support()
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

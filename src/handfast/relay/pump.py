@@ -19,8 +19,10 @@ from handfast.transport.plain import finish
 
 if TYPE_CHECKING:
     from handfast.relay.connection import Connection
+    from handfast.tls.content import Content
     from handfast.tls.reader import RecordReader
     from handfast.tls.writer import RecordWriter
+    from handfast.transport.kernel import KernelWriter
 
 
 class Flow:
@@ -44,6 +46,16 @@ class Flow:
         self.ended = False
         self.carried = 0
 
+    @property
+    def contents(self) -> Content | None:
+        """What knows how far the source's session has come; None without TLS."""
+        return self.reader
+
+    @property
+    def sealer(self) -> RecordWriter | KernelWriter | None:
+        """What knows how far the sink's session has come; None without TLS."""
+        return self.writer
+
     def resume(self) -> None:
         """Read from the source, and first what was read before.
 
@@ -66,8 +78,9 @@ class Flow:
         else:
             room = relay.buffer
             if reader.unread:
+                missing = reader.missing() if connection.aligning else len(room)
                 offset = reader.restore(room)
-                room = room[offset:]
+                room = room[offset : offset + missing]
         try:
             count = self.source.recv_into(room)
         except (BlockingIOError, InterruptedError):
@@ -113,6 +126,8 @@ class Flow:
                 connection.opposite(self).answer()
             if reader.closed and not self.ended and connection.state is not State.CLOSED:
                 connection.ended(self)
+        if connection.due >= 0:
+            connection.move_on()
 
     def _send(self, data: memoryview) -> bool:
         """Write to the sink; False when that failed and the connection is at its end."""
@@ -143,7 +158,7 @@ class Flow:
         us hold more and more; no data is sealed before it either.
         """
         connection = self.connection
-        peer, writer = connection.opposite(self).reader, self.writer
+        peer, writer = connection.opposite(self).contents, self.writer
         if peer is not None and writer is not None and self.pending is None and not writer.closed:
             if peer.update_requested:
                 peer.update_requested = False
@@ -203,3 +218,8 @@ class Flow:
             connection.pass_on(self)
         elif connection.target is not None:
             self.resume()
+        if connection.due >= 0:
+            connection.move_on()
+
+    def release(self) -> None:
+        """Give back what is lent; the connection is at its end."""

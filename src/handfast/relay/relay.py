@@ -13,11 +13,12 @@ from typing import Final
 
 from handfast.config import Timeouts
 from handfast.handover.message import Handover, Passthrough
-from handfast.observe.counters import Counters, Gauge
+from handfast.observe.counters import SESSIONS, Counters, Gauge
 from handfast.observe.log import Log
 from handfast.relay.connection import Connection
 from handfast.relay.generation import Generation
 from handfast.relay.intake import Intake
+from handfast.relay.moving import Transport
 from handfast.relay.plan import Plan
 from handfast.relay.resolver import Resolver
 from handfast.relay.review import Review
@@ -29,6 +30,7 @@ from handfast.transport.census import Column
 from handfast.transport.deadlines import Deadlines
 from handfast.transport.lingering import take_leave
 from handfast.transport.loop import Loop
+from handfast.transport.pipes import Pipes
 from handfast.transport.plain import reset
 
 READ_SIZE: Final = 8 << 14
@@ -68,6 +70,7 @@ class Relay:
         self.buffer: Final = self.resealed[:size]
         self.chunk: Final = self.buffer[:READ_SIZE]
         self.connections: Final[set[Connection]] = set()
+        self.pipes: Final = Pipes()
         self._warm: deque[Connection] = deque()
         self._bytes = [0, 0]  # of connections that have ended: from clients, and to them
         self.column: Final = column
@@ -164,14 +167,23 @@ class Relay:
         """Bring up to date what is counted when it is asked for."""
         counters = self.counters
         counters.bytes_in, counters.bytes_out = self._bytes
+        homes = dict.fromkeys(Transport, 0)
         for connection in self.connections:
+            if (home := connection.transport) is not None:
+                homes[home] += 1
             bytes_in, bytes_out = connection.counts()
             counters.bytes_in += bytes_in
             counters.bytes_out += bytes_out
-        counters.gauges = tuple(
-            Gauge(name, (("target", str(state.address)),), value)
-            for state in self.targets.states()
-            for name, value in (("target_up", state.up), ("target_connections", state.active))
+        counters.gauges = (
+            *(
+                Gauge(SESSIONS, (("transport", home.value),), count)
+                for home, count in homes.items()
+            ),
+            *(
+                Gauge(name, (("target", str(state.address)),), value)
+                for state in self.targets.states()
+                for name, value in (("target_up", state.up), ("target_connections", state.active))
+            ),
         )
 
     def drain(self) -> None:

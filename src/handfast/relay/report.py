@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from handfast.observe.events import Auth, Proxy
+from handfast.observe.events import Auth, KernelRefused, Proxy
 from handfast.tls.alerts import alert_name
 from handfast.tls.certificates import certificate_fields
 from handfast.tls.keys import VERSION_NAMES
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from handfast.observe.log import Log
     from handfast.policy.clients import Decision
     from handfast.relay.connection import Connection
+    from handfast.relay.moving import Transport
     from handfast.relay.plan import ListenerPlan
 
 
@@ -58,7 +59,7 @@ class Reporter:
         # There is no end of what never was.
         self._server_ended = True
 
-    def client_connect(self, session: Session | Passthrough) -> None:
+    def client_connect(self, session: Session | Passthrough, transport: Transport | None) -> None:
         """Tell that a session, or a connection to be passed through, has arrived."""
         peer = session.peer
         self._emit(
@@ -67,6 +68,18 @@ class Reporter:
             alpn=peer.alpn,
             tls_version=VERSION_NAMES[session.version] if isinstance(session, Session) else "",
             group=peer.group,
+            transport=transport.value if transport else "",
+        )
+
+    def kernel_refused(self, direction: Literal["tx", "rx"], description: str) -> None:
+        """Tell that the kernel did not take a direction of the client's session."""
+        self._log.emit(
+            KernelRefused(
+                direction=direction,
+                client_ip=self._client_ip,
+                client_port=self._client_port,
+                error_desc=description,
+            )
         )
 
     def server_connect(self, address: Any, started: float) -> None:
@@ -106,8 +119,10 @@ class Reporter:
         if not self._client_ended:
             self._client_ended = True
             bytes_in, bytes_out = connection.counts()
+            transport = connection.transport
             self._emit(
                 "client_disconnect",
+                transport=transport.value if transport else "",
                 bytes_in=bytes_in,
                 bytes_out=bytes_out,
                 duration_ms=_since(self.accepted),

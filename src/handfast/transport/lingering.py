@@ -46,14 +46,15 @@ class Lingering:
 
     def _discard(self) -> None:
         try:
-            count = len(self._sock.recv(65536))
+            while self._discarded <= _DISCARD_LIMIT and (data := self._sock.recv(65536)):
+                self._discarded += len(data)
         except (BlockingIOError, InterruptedError):
+            # With the kernel's TLS there may be a part of a record, for which to wait like this.
+            self._loop.watch_edges(self._sock.fileno())
             return
         except OSError:
-            count = 0
-        self._discarded += count
-        if not count or self._discarded > _DISCARD_LIMIT:
-            self._close()
+            pass  # it was reset, or there is a record that is no data: the end, one way or another
+        self._close()
 
     def _close(self) -> None:
         self._deadlines.drop(self)

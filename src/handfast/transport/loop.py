@@ -6,7 +6,8 @@ more CPU and an idle one 5.0 KB instead of 3.9. It has nothing in it that a fork
 to undo. And it needs no io_uring, which a system-call filter would have to let through.
 
 One thread, level-triggered. A callback that is not removed is called again while its descriptor is
-ready. Times are seconds of CLOCK_MONOTONIC, which all processes of a machine share.
+ready; for one whose readiness cannot be believed, it is called when something changes
+(`watch_edges`). Times are seconds of CLOCK_MONOTONIC, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ Callback: TypeAlias = Callable[[], object]
 
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
+_EDGES: Final = select.EPOLLET
 _TIMER_ROUNDING: Final = 0.001  # epoll_wait counts milliseconds
 
 
@@ -53,6 +55,7 @@ class Loop:
         self._soon: list[Callback] = []
         self._order: Final = count()
         self._gone: set[int] = set()
+        self._edges: set[int] = set()
         self._now = time.monotonic()
         self._running = True
 
@@ -86,17 +89,36 @@ class Loop:
 
     def _watch(self, descriptor: int, mask: int, *, other: bool) -> None:
         if other:
-            self._epoll.modify(descriptor, _READ | _WRITE)
+            self._modify(descriptor, _READ | _WRITE)
         else:
             self._epoll.register(descriptor, mask)
 
     def _unwatch(self, descriptor: int, rest: int, *, other: bool) -> None:
         if other:
-            self._epoll.modify(descriptor, rest)
+            self._modify(descriptor, rest)
         else:
             # Its number may be used again before this turn's events are through.
             self._gone.add(descriptor)
+            self._edges.discard(descriptor)
             self._epoll.unregister(descriptor)
+
+    def _modify(self, descriptor: int, mask: int) -> None:
+        self._epoll.modify(descriptor, mask | _EDGES if descriptor in self._edges else mask)
+
+    def watch_edges(self, descriptor: int) -> None:
+        """Call back for a descriptor when something changes, and not as long as it is ready.
+
+        It has to be read until there is nothing more. That holds until it has neither a reader nor
+        a writer; any change of those calls back once more if it is ready.
+        """
+        reads, writes = descriptor in self._readers, descriptor in self._writers
+        if (reads or writes) and descriptor not in self._edges:
+            self._edges.add(descriptor)
+            self._modify(descriptor, (_READ if reads else 0) | (_WRITE if writes else 0))
+
+    def watches_edges(self, descriptor: int) -> bool:
+        """Tell whether `watch_edges` holds for a descriptor."""
+        return descriptor in self._edges
 
     def call_at(self, when: float, callback: Callback) -> Timer:
         """Call back once, at that time."""

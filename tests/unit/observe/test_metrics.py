@@ -57,6 +57,7 @@ FULL = Status(
         "connect_failures": 5,
         "handshakes_denied": 6,
         "handshakes_failed": 7,
+        "kernel_refused": 14,
         "log_dropped": 8,
         "relayed": 9,
         "resumed": 10,
@@ -73,7 +74,17 @@ FULL = Status(
     gauges=(
         ProcessGauge("relay-1", "target_up", {"target": "tcp://a:1"}, 0.0),
         ProcessGauge("relay-2", "target_up", {"target": "tcp://a:1"}, 1.0),
+        ProcessGauge("relay-1", "sessions", {"transport": "kernel"}, 15.0),
+        ProcessGauge("relay-2", "sessions", {"transport": "kernel"}, 16.0),
     ),
+    kernel_tls={
+        "TlsCurrTxSw": 17,
+        "TlsCurrRxDevice": 18,
+        "TlsTxDevice": 19,
+        "TlsDecryptError": 20,
+        "TlsRxRekeyOk": 21,
+        "TlsFromTheFuture": 22,
+    },
 )
 
 
@@ -135,6 +146,12 @@ def of(name: str, series: Series) -> dict[tuple[str, ...], float]:
             ("", "", "failed", ""): 7,
         }),
         ("connect_duration_seconds_count", {(): 1}),
+        ("sessions", {("relay-1", "kernel"): 15, ("relay-2", "kernel"): 16}),
+        ("kernel_tls_refused_total", {(): 14}),
+        ("kernel_tls_sessions", {("tx", "software"): 17, ("rx", "device"): 18}),
+        ("kernel_tls_sessions_total", {("tx", "device"): 19}),
+        ("kernel_tls_errors_total", {("decrypt",): 20}),
+        ("kernel_tls_rekeys_total", {("rx", "ok"): 21}),
         ("handshake_duration_seconds_count", {(): 3}),
     ],
 )  # fmt: skip

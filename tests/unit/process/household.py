@@ -39,6 +39,7 @@ from handfast.process.source import Source
 from handfast.process.template import Engines, Template, Work
 from handfast.relay.plan import decode
 from handfast.transport.census import Census
+from handfast.transport.kernel import Support
 from handfast.transport.loop import Loop
 from harness.instance import parse_line
 
@@ -202,7 +203,9 @@ class Door(Household):
         def main(control: socket.socket) -> int:
             work = Work(
                 generation.config,
-                lambda files: make_plan(generation.number, generation.config, bound, files),
+                lambda files: make_plan(
+                    generation.number, generation.config, bound, files, Support()
+                ),
                 lambda: None,
                 accept,
             )

@@ -24,6 +24,7 @@ from handfast.process.credentials import load_all
 from handfast.process.listeners import Listeners
 from handfast.process.plans import make_plan
 from handfast.relay.plan import Plan, decode, encode
+from handfast.transport.kernel import Support
 from harness.pki import NOW
 from unit.policy.authority import der
 from unit.process.household import LOCAL, config_of, listener_of
@@ -51,7 +52,7 @@ def made(certificates: Certificates, tmp_path: Path) -> tuple[Config, Plan]:
     listeners = Listeners(lambda _: None)
     listeners.open(config_of(certificates, listener_of(certificates, "before")))
     bound = listeners.open(config)
-    plan = make_plan(7, config, bound, load_all(config, NOW))
+    plan = make_plan(7, config, bound, load_all(config, NOW), Support())
     listeners.close()
     return config, plan
 

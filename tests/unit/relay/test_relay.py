@@ -14,7 +14,9 @@ from handfast.relay.relay import WARM_LIMIT
 from handfast.tls.session import Direction, Peer, Role, Session
 from unit.relay.relaying import Relaying, listener_of, listening, plan_of, relaying, service_of
 
-SESSION = Session(Role.SERVER, 0x1301, Direction(b"r" * 32), Direction(b"w" * 32))
+SESSION = Session(
+    Role.SERVER, 0x1301, Direction(bytearray(b"r" * 32)), Direction(bytearray(b"w" * 32))
+)
 NOWHERE = listener_of(None)
 
 
@@ -157,6 +159,9 @@ def test_the_counts_tell_how_each_target_is() -> None:
         gauges = front.relay.counters.counts().gauges
 
     assert {(each.name, each.labels): each.value for each in gauges} == {
+        ("sessions", (("transport", "user"),)): 1,
+        ("sessions", (("transport", "kernel"),)): 0,
+        ("sessions", (("transport", "kernel-tx"),)): 0,
         ("target_up", where): 1,
         ("target_connections", where): 1,
     }
