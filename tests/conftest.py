@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.backends import Backend
+from harness.homes import KERNEL_TLS
 from harness.instance import Instance
 from harness.pki import Identity, issue
 
@@ -78,10 +79,13 @@ def serve(tmp_path: Path, certificates: Certificates) -> Iterator[Serve]:
             nonlocal started
             started += 1
             config = tmp_path / f"handfast-{started}.yaml"
+            if "kernel-tls:" not in listener and not listen.startswith("unix:"):
+                listener += f"\n    kernel-tls: {KERNEL_TLS}"
             config.write_text(
                 f"nworkers: {nworkers}\ncontrol: {tmp_path}/control-{started}.sock\n{extra}\n"
                 f"listeners:\n  - listen: '{listen}'\n    target: '{target}'\n"
-                f"    certificates:\n      - chain: {chain}\n        key: {key}\n{listener}\n"
+                f"    certificates:\n      - chain: {chain}\n        key: {key}\n"
+                f"{listener}\n"
             )
             return stack.enter_context(Instance(config))
 

@@ -15,6 +15,7 @@ from features.world import World
 from harness.backends import Backend, echo
 from harness.clients import trusting
 from harness.front import Front, dashed
+from harness.homes import IN_KERNEL
 from harness.pki import Identity, issue
 
 if TYPE_CHECKING:
@@ -96,10 +97,12 @@ def start(tmp_path: Path, certificates: Certificates, targets: Targets) -> Itera
     with ExitStack() as stack:
 
         def run(*listeners: dict[str, Any], wrapper: tuple[str, ...] = (), **top: object) -> Front:
-            default = {
+            default: dict[str, Any] = {
                 "listen": "127.0.0.1:0",
                 "certificates": [{"chain": str(certificates.chain), "key": str(certificates.key)}],
             }
+            if IN_KERNEL:
+                default["kernel-tls"] = "auto"
             settings = {
                 "nworkers": 1,
                 "control": str(tmp_path / "control.sock"),

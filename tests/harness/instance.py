@@ -12,7 +12,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from harness.homes import IN_GUEST
+
+if TYPE_CHECKING or IN_GUEST:
+    from harness.forking import Forked
 
 TIMEOUT = 20.0
 _FIELD = re.compile(r'([^\s="]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s"]*))')
@@ -65,16 +70,18 @@ class Instance:
         self._lines: list[str] = []
         self._parsed: list[dict[str, str]] = []
         self._rest = b""
-        self.process = subprocess.Popen(
-            [
-                *(*wrapper, sys.executable, "-m", module),
-                *("serve", *(arguments or ("-c", str(config)))),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
+        words = ["serve", *(arguments or ("-c", str(config)))]
+        self.process: subprocess.Popen[bytes] | Forked
+        if IN_GUEST and not wrapper and module == "handfast":
+            self.process = Forked(words, environment or {})
+        else:
+            self.process = subprocess.Popen(
+                [*wrapper, sys.executable, "-m", module, *words],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **(environment or {})},
+                start_new_session=True,
+            )
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
 

@@ -108,6 +108,7 @@ class FromKernel(_Splicing):
 
     def __init__(self, before: Flow, inlet: KernelReader) -> None:
         self.inlet = inlet
+        self.source = before.source
         super().__init__(before)
         self.reader = None
 
@@ -216,6 +217,8 @@ class FromKernel(_Splicing):
             connection.ended(self)
 
     def _blame(self, error: OSError) -> None:
+        # The kernel keeps it with the socket, and would refuse our alert because of it.
+        self.source.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         problem = _PROBLEMS.get(error.errno or 0)
         if problem is None:
             self.connection.broken(self.source, "read from", error)
@@ -230,6 +233,7 @@ class ToKernel(_Splicing):
 
     def __init__(self, before: Flow, outlet: KernelWriter) -> None:
         self.outlet = outlet
+        self.sink = before.sink
         super().__init__(before)
         self.writer = None
 

@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 from handfast.config import Route, SendProxy, Service, Target, TargetTls, TcpAddress, Timeouts
@@ -20,8 +21,12 @@ from handfast.relay.connection import Connection
 from handfast.relay.plan import ListenerPlan, Plan
 from handfast.relay.relay import Relay
 from handfast.relay.resolver import Resolver
+from handfast.tls.keys import Suite
 from handfast.tls.session import Session
 from handfast.transport.census import Census, Column
+from handfast.transport.kernel import Support
+from handfast.transport.probe import probe
+from harness.homes import IN_KERNEL
 from harness.instance import parse_line
 from unit.relay.clock import Clock
 from unit.tls.sessions import AES128, End, sessions
@@ -50,9 +55,9 @@ def service_of(
 def listener_of(
     service: Service | None, *routes: Route, clients: ClientPolicy | None = None
 ) -> ListenerPlan:
-    return ListenerPlan(
-        "test", LOCAL, 443, socket.AF_INET, service, routes, clients or ClientPolicy()
-    )
+    policy = clients or ClientPolicy()
+    after = 0 if IN_KERNEL else -1
+    return ListenerPlan("test", LOCAL, 443, socket.AF_INET, service, routes, policy, after)
 
 
 def plan_of(
@@ -61,7 +66,13 @@ def plan_of(
     timeouts: Timeouts = NO_TIMEOUTS,
     anchors: dict[str, tuple[bytes, ...]] | None = None,
 ) -> Plan:
-    return Plan(generation, dict(enumerate(listeners)), timeouts, 1, "INFO", anchors or {})
+    places = dict(enumerate(listeners))
+    return Plan(generation, places, timeouts, 1, "INFO", anchors or {}, kernel_support())
+
+
+@cache
+def kernel_support() -> Support:
+    return probe() if IN_KERNEL else Support()
 
 
 class Peer:
@@ -208,7 +219,7 @@ class Relaying:
         asking, self._answering = question.pair()
         for each in (self._sender, receiver, asking, self._answering):
             stack.enter_context(each)
-        log = Log(self._log, Level.INFO, process_type="worker")
+        log = Log(self._log, Level.DEBUG, process_type="worker")
         self.relay = Relay(
             self.loop, receiver, Resolver(self.loop, asking), plan, Column(self.census, 0), log,
             self._ended,
@@ -269,11 +280,12 @@ class Relaying:
         self,
         change: Callable[[Session], Session] = lambda session: session,
         *,
+        suite: Suite = AES128,
         listener: int = 0,
         generation: int = 1,
     ) -> TlsClient:
         """A client with a session, which `change` may alter on its way."""
-        server, client = sessions(AES128)
+        server, client = sessions(suite)
         sock = self.give(change(server), listener=listener, generation=generation)
         return TlsClient(self, sock, client)
 

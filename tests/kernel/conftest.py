@@ -1,0 +1,24 @@
+"""Tests for inside the guest (`harness.guest`), on a kernel that has TLS."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from handfast.transport.kernel import Support
+from handfast.transport.probe import probe
+
+
+@pytest.fixture(scope="session")
+def support() -> Support:
+    """What this kernel can do; without TLS there is nothing to be tested, and that is a failure."""
+    found = probe()
+    assert not found.missing, f"no kernel TLS on {os.uname().release}: {found.missing}"
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _kernel_has_tls(support: Support) -> None:
+    assert support.tx
+    assert support.rx
