@@ -25,7 +25,7 @@ run: $(BIN)/handfast  ## Start the proxy on its embedded default, and print a cu
 	@$(BIN)/handfast serve
 
 .PHONY: test
-test: lint docs unit  ## Check, build and test everything
+test: lint docs unit kernel  ## Check, build and test everything
 
 .PHONY: lint
 lint: $(VENV)/.tested-with
@@ -43,6 +43,18 @@ unit: $(VENV)/.tested-with
 	$(BIN)/python -m harness.measuring
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# Kernel TLS is tested on a kernel that has it, which is booted for that: see tests/harness/guest.py.
+# The relay's own tests and the TLS clients once more, then, with all sessions in that kernel.
+IN_GUEST := tests/kernel tests/unit/relay \
+  $(addprefix tests/interop/test_,relay.py endings.py targets.py upstream_tls.py curl.py gnutls.py \
+    openssl_cli.py pyopenssl.py rustls.py stdlib.py)
+
+.PHONY: kernel
+kernel: export PYTHONPATH = $(CURDIR)/tests
+kernel: export TEST_KERNEL_TLS = on
+kernel: $(VENV)/.tested-with  ## Test kernel TLS, on a kernel that is booted for it
+	$(BIN)/python -m harness.guest --override-ini=timeout=300 $(IN_GUEST)
 
 .PHONY: bench
 bench: $(VENV)/.tested-with  ## Measure against stunnel (takes some minutes; QUICK=1 for one)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.backends import Backend
-from harness.homes import KERNEL_TLS
+from harness.homes import IN_GUEST, KERNEL_TLS
 from harness.instance import Instance
 from harness.pki import Identity, issue
 
@@ -74,7 +74,7 @@ def serve(tmp_path: Path, certificates: Certificates) -> Iterator[Serve]:
             listen: str = "127.0.0.1:0",
             chain: Path = certificates.chain,
             key: Path = certificates.key,
-            nworkers: int = 2,
+            nworkers: int = 1 if IN_GUEST else 2,
         ) -> Instance:
             nonlocal started
             started += 1

@@ -11,6 +11,7 @@ import pytest
 
 from harness.backends import Backend
 from harness.clients import connect, echoes, trusting
+from harness.homes import needs_rekey
 from harness.streams import Exchange, random_bytes, sha256
 from harness.terminal import TIMEOUT, Terminal
 
@@ -70,6 +71,7 @@ def test_each_suite_carries_a_megabyte_each_way(
         assert granted["ciphersuite"] == suite
 
 
+@needs_rekey
 @pytest.mark.parametrize("suite", TLS13)
 @pytest.mark.parametrize(("letter", "answered"), [("K", True), ("k", False)])
 def test_data_flows_both_ways_after_a_key_update(

@@ -13,6 +13,7 @@ import pytest
 
 from harness.backends import Backend
 from harness.clients import TIMEOUT
+from harness.homes import sized
 from harness.streams import Exchange, memory_client, random_bytes, sha256
 from harness.target import accepted, receive_from, silent_target, target_of
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from harness.instance import Instance
 
 VERSIONS: Final = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
-HUNDRED_MEGABYTES: Final = 100_000_000
+HUNDRED_MEGABYTES: Final = sized(100_000_000)
 QUIET: Final = 0.3
 """Seconds without room to write after which a side counts as blocked."""
 GROWTH: Final = 10_000

@@ -245,8 +245,8 @@ class Target(Event, frozen=True, kw_only=True):
 class KernelTls(Event, frozen=True, kw_only=True):
     """What the kernel was seen to do for a configuration that wants kernel TLS.
 
-    `tx` and `rx` are the cipher suites that it sends and receives, joined by `:`. `rekey` tells
-    that it can follow a KeyUpdate.
+    `tx` and `rx` are the ciphers that it sends and receives with, by version (1.3-AES_128_GCM) and
+    joined by `:`. `rekey` tells that it can follow a KeyUpdate.
     """
 
     NAME = "kernel_tls"

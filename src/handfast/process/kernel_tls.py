@@ -13,13 +13,14 @@ from handfast.config import Config, Listener
 from handfast.errors import ConfigError, Problem
 from handfast.observe.events import KernelTls
 from handfast.observe.log import Log
-from handfast.tls.keys import SUITES, TLS12, TLS13
+from handfast.tls.keys import SUITES, TLS12, TLS13, Suite
 from handfast.transport.kernel import Support
 from handfast.transport.probe import probe
 
 _STATISTICS: Final = Path("/proc/net/tls_stat")
 _COUNTER: Final = re.compile(r"^(Tls\w{1,60})\s+(\d{1,19})$", re.MULTILINE)
 _VERSIONS: Final = {"1.2": TLS12, "1.3": TLS13}
+_VERSION_NAMES: Final = {number: name for name, number in _VERSIONS.items()}
 
 
 def kernel_support(config: Config, log: Log) -> Support:
@@ -57,7 +58,15 @@ def _event(support: Support) -> KernelTls:
 
 
 def _names(codes: frozenset[int]) -> str:
-    return ":".join(SUITES[code].name for code in sorted(codes))
+    """Name the ciphers by version, `1.3-AES_128_GCM`: the kernel knows no more of a suite."""
+    found = [SUITES[code] for code in sorted(codes)]
+    names = {f"{_VERSION_NAMES[suite.version]}-{_cipher(suite)}": None for suite in found}
+    return ":".join(names)
+
+
+def _cipher(suite: Suite) -> str:
+    """Give the cipher of TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256: what is before the hash."""
+    return suite.name.removeprefix("TLS_").rpartition("WITH_")[2].rpartition("_")[0]
 
 
 def _lack(listener: Listener, support: Support) -> str:
