@@ -33,6 +33,8 @@ for each in /tmp /run /var/tmp /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs $e
 chmod 755 /run
 mkdir -p /tmp/outcome /tmp/modules/lib
 mount -t hostfs none /tmp/outcome -o {outcome}
+# Where the sources are in a directory that has just been covered, they are put there again.
+[ -d {root}/tests ] || {{ mkdir -p {root} && mount -r -t hostfs none {root} -o {root}; }}
 # The kernel loads modules by a program, which looks for them where this machine has none.
 ln -s {modules} /tmp/modules/lib/modules
 printf '#!/bin/sh\nexec /sbin/modprobe -d /tmp/modules "$@"\n' >/tmp/modules/modprobe
@@ -41,6 +43,7 @@ echo /tmp/modules/modprobe >/proc/sys/kernel/modprobe
 ip link set lo up
 cd {root}
 echo '{begins}'
+echo "guest: Linux $(uname -r), $(sed -n 's/^model name.*: //p' /proc/cpuinfo)"
 export PYTHONPATH={root}/tests PYTHONDONTWRITEBYTECODE=1 TEST_IN_GUEST=1
 export HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis {settings}
 {python} -m pytest --color=no -p no:cacheprovider {arguments} 2>&1

@@ -110,6 +110,11 @@ POLICIES = (
     | st.permutations(list(SUITES)).map(lambda all_: config.TlsPolicy(ciphersuites=tuple(all_)))
 )
 
+OFF = config.KernelTls()
+KERNEL_TLS = st.just(OFF) | st.builds(
+    config.KernelTls, mode=st.sampled_from(("auto", "on")), after=st.integers(0, 1 << 40)
+)
+
 
 @st.composite
 def listeners(draw: st.DrawFn, number: int) -> config.Listener:
@@ -128,6 +133,7 @@ def listeners(draw: st.DrawFn, number: int) -> config.Listener:
         routes=routes,
         alpn=("h2", "http/1.1", "postgresql", "x"),
         tls=draw(POLICIES),
+        kernel_tls=draw(KERNEL_TLS if isinstance(address, config.TcpAddress) else st.just(OFF)),
         accept_proxy=() if isinstance(address, config.UnixAddress) else draw(tuples(NETWORKS)),
         max_connections=draw(COUNTS),
     )

@@ -17,6 +17,8 @@ from seccompy import syscalls
 
 from handfast.process import isolation, seccomp
 from handfast.process.isolation import PERMITS, Role
+from handfast.transport.kernel import SOL_TLS
+from handfast.transport.pipes import Pipe
 from harness.forked import in_child, refusal
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -109,6 +111,36 @@ def test_a_relay_has_sockets_for_tcp_and_no_others() -> None:
 
     assert found.pop("tcp") == found.pop("tcp6") == ""
     assert set(found.values()) == {"EPERM"}
+
+
+def test_a_relay_gives_keys_to_the_kernel_and_nobody_has_them_back() -> None:
+    """Which needs a connected socket to succeed: ENOPROTOOPT and ENOTCONN come from behind it."""
+
+    def attempts(name: str) -> Callable[[], object]:
+        def attempt() -> object:
+            ours, _ = pair
+            if name == "give":
+                return ours.setsockopt(SOL_TLS, 1, bytes(40))
+            if name == "ask":
+                return ours.getsockopt(SOL_TLS, 1, 40)
+            if name == "look":
+                return ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            return Pipe()
+
+        return attempt
+
+    pair = socket.socketpair()
+    with pair[0], pair[1]:
+        names = ("give", "ask", "look", "splice")
+        relay, acceptor = (
+            under(PERMITS[role].calls, **{name: attempts(name) for name in names})
+            for role in (Role.RELAY, Role.ACCEPTOR)
+        )
+
+    assert relay["give"] != "EPERM"
+    assert relay["ask"] == "EPERM"
+    assert (relay["look"], relay["splice"]) == ("", "")
+    assert acceptor == {"give": "EPERM", "ask": "EPERM", "look": "", "splice": "EPERM"}
 
 
 def test_a_relay_connects_but_neither_binds_nor_listens_nor_accepts() -> None:

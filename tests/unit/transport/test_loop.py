@@ -35,6 +35,43 @@ def test_a_stop_before_the_run_ends_it_and_the_next_run_goes_on(loop: Loop) -> N
     assert called == ["soon"]
 
 
+def test_what_is_watched_for_changes_is_called_back_once_for_each(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    called = 0
+
+    def read() -> None:
+        nonlocal called
+        called += 1  # and leave it there
+
+    def turns() -> int:
+        before = called
+        for _ in range(5):
+            loop.call_later(0.001, loop.stop)
+            loop.run()
+        return called - before
+
+    loop.watch_edges(ours.fileno())
+    assert not loop.watches_edges(ours.fileno())  # there is nothing to be called
+    loop.add_reader(ours.fileno(), read)
+    theirs.send(b"x")
+    assert turns() >= 5
+    loop.watch_edges(ours.fileno())
+    assert turns() == 1
+    assert turns() == 0
+    theirs.send(b"y")
+    assert turns() == 1
+    loop.add_writer(ours.fileno(), lambda: loop.remove_writer(ours.fileno()))
+    assert turns() >= 1  # any change of what is watched looks once more
+    assert turns() == 0
+
+    loop.remove_reader(ours.fileno())
+    assert not loop.watches_edges(ours.fileno())
+    loop.add_reader(ours.fileno(), read)
+    assert turns() >= 5
+
+
 def test_a_reader_and_a_writer_of_one_descriptor_are_called_apart(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
