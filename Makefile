@@ -54,11 +54,16 @@ IN_GUEST := tests/kernel tests/unit/relay \
 kernel: export PYTHONPATH = $(CURDIR)/tests
 kernel: export TEST_KERNEL_TLS = on
 kernel: $(VENV)/.tested-with  ## Test kernel TLS, on a kernel that is booted for it
-	$(BIN)/python -m harness.guest --override-ini=timeout=300 $(IN_GUEST)
+	$(BIN)/python -m harness.guest pytest --color=no -p no:cacheprovider \
+	  --override-ini=timeout=300 $(IN_GUEST)
 
 .PHONY: bench
-bench: $(VENV)/.tested-with  ## Measure against stunnel (takes some minutes; QUICK=1 for one)
-	$(BIN)/python -m bench $(if $(QUICK),--quick)
+bench: $(VENV)/.tested-with  ## Measure against stunnel (some minutes; QUICK=1, SYSTEMS=handfast,handfast-kernel)
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(SYSTEMS),--systems $(SYSTEMS))
+
+.PHONY: calls
+calls: $(VENV)/.tested-with  ## Count a relay's system calls, as root
+	$(BIN)/python -m bench.calls
 
 .PHONY: soak
 soak: export PYTHONPATH = $(CURDIR)/tests

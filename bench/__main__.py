@@ -46,8 +46,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--systems",
         type=lambda text: text.split(","),
-        default=list(systems.SYSTEMS),
-        help="which to measure, separated by commas (default: all)",
+        default=list(systems.DEFAULT),
+        help=f"which to measure, separated by commas (default: {','.join(systems.DEFAULT)})",
     )
     options = parser.parse_args()
     if unknown := set(options.systems) - systems.SYSTEMS.keys():

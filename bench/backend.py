@@ -4,7 +4,8 @@ Run as `python -m bench.backend`; it prints its port, and serves until its stand
 so it does not outlive the benchmark.
 
 A connection is an echo, unless its first bytes are `BULK n` padded to a request's length: then n
-bytes follow, cut from the endless repetition of `PATTERN`.
+bytes follow, cut from the endless repetition of `PATTERN`. After `SINK n`, likewise, n bytes of any
+kind are taken, and the request is sent back when they are there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ def bulk_request(size: int) -> bytes:
     return b"BULK %d" % size + b" " * (REQUEST - len(b"BULK %d" % size))
 
 
+def sink_request(size: int) -> bytes:
+    """Announce `size` bytes."""
+    return b"SINK %d" % size + b" " * (REQUEST - len(b"SINK %d" % size))
+
+
 class Service:
     """All connections of the backend, on one epoll set."""
 
@@ -34,6 +40,8 @@ class Service:
         self.owed: dict[int, int] = {}
         """Bytes still to send, by descriptor; only for bulk connections."""
         self.sent: dict[int, int] = {}
+        self.expected: dict[int, int] = {}
+        """Bytes still to come, by descriptor."""
 
     def run(self, until: int) -> None:
         """Serve until the descriptor `until` is readable, which is its end of file."""
@@ -64,6 +72,8 @@ class Service:
             data = self.peers[fd].recv(65536)
             if not data:
                 return self.close(fd)
+            if fd in self.expected or data.startswith(b"SINK "):
+                return self.take(fd, data)
             if data.startswith(b"BULK "):
                 self.owed[fd] = int(data[5:])
                 self.sent[fd] = 0
@@ -72,6 +82,15 @@ class Service:
             self.peers[fd].sendall(data)
         except OSError:
             self.close(fd)
+
+    def take(self, fd: int, data: bytes) -> None:
+        """Take what was announced, and answer when all is there."""
+        if fd not in self.expected:
+            self.expected[fd] = int(data[5:REQUEST]) + REQUEST
+        self.expected[fd] -= len(data)
+        if not self.expected[fd]:
+            del self.expected[fd]
+            self.peers[fd].sendall(b"." * REQUEST)
 
     def send(self, fd: int) -> None:
         """Send more of the pattern, as much as the socket takes at once."""
@@ -92,6 +111,7 @@ class Service:
         self.peers.pop(fd).close()
         self.owed.pop(fd, None)
         self.sent.pop(fd, None)
+        self.expected.pop(fd, None)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.backend import PATTERN, REQUEST, bulk_request
+from bench.backend import PATTERN, REQUEST, bulk_request, sink_request
 
 PATIENCE: Final = 15.0
 """Seconds that any single wait may take."""
@@ -103,6 +103,19 @@ def _download(to: Client, size: int) -> None:
             start = got % len(PATTERN)
             _check(data, doubled[start : start + len(data)])
             got += len(data)
+        connection.unwrap().close()
+
+
+def upload(to: Client, size: int) -> None:
+    """Upload `size` bytes over one connection, and wait until the backend has them."""
+    with to.connect() as connection:
+        connection.sendall(sink_request(size))
+        for start in range(0, size, len(PATTERN)):
+            connection.sendall(PATTERN[: size - start])
+        answer = b""
+        while len(answer) < REQUEST and (more := connection.recv(REQUEST)):
+            answer += more
+        _check(answer, b"." * REQUEST)
         connection.unwrap().close()
 
 

@@ -105,6 +105,19 @@ servkey: {site.key}
 """
 
 
+def _kernel_configuration(site: Site, port: int, log: Path) -> str:
+    return f"""\
+nworkers: 1
+logfile: {log}
+loglevel: INFO
+listeners:
+  - listen: 127.0.0.1:{port}
+    kernel-tls: on
+    target: tcp://127.0.0.1:{site.target_port}
+    certificates: [{{chain: {site.certificate}, key: {site.key}}}]
+"""
+
+
 def _handfast_version() -> str:
     program = (
         "import handfast;"
@@ -121,15 +134,16 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
 
 
+_HANDFAST: Final = (sys.executable, "-m", "handfast", "serve", "-c")
 SYSTEMS: Final = {
     "stunnel": System("stunnel", (STUNNEL,), _stunnel_configuration, _stunnel_version),
-    "handfast": System(
-        "handfast",
-        (sys.executable, "-m", "handfast", "serve", "-c"),
-        _handfast_configuration,
-        _handfast_version,
+    "handfast": System("handfast", _HANDFAST, _handfast_configuration, _handfast_version),
+    "handfast-kernel": System(
+        "handfast-kernel", _HANDFAST, _kernel_configuration, _handfast_version
     ),
 }
+DEFAULT: Final = ("stunnel", "handfast")
+"""Those that run on every kernel; handfast-kernel is for one that has TLS."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Run pytest on a real kernel that has TLS: `python -m harness.guest [ARGUMENTS OF PYTEST]`.
+"""Run a module of Python on a real kernel that has TLS: `python -m harness.guest pytest [OPTIONS]`.
 
 The machine that runs the tests mostly has no kernel TLS, and none may be loaded. So another kernel
 is booted as a process of this machine: User Mode Linux, from Debian. Its root directory is this
@@ -46,7 +46,7 @@ echo '{begins}'
 echo "guest: Linux $(uname -r), $(sed -n 's/^model name.*: //p' /proc/cpuinfo)"
 export PYTHONPATH={root}/tests PYTHONDONTWRITEBYTECODE=1 TEST_IN_GUEST=1
 export HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis {settings}
-{python} -m pytest --color=no -p no:cacheprovider {arguments} 2>&1
+{python} -m {arguments} 2>&1
 echo $? >/tmp/outcome/status
 sync
 echo '{ends}'
@@ -61,7 +61,7 @@ def kernel() -> tuple[str, Path]:
 
 
 def run(arguments: list[str], settings: dict[str, str]) -> int:
-    """Boot, run pytest inside, and give its exit status; what it prints is printed."""
+    """Boot, run the module inside, and give its exit status; what it prints is printed."""
     program, modules = kernel()
     with tempfile.TemporaryDirectory(prefix="handfast-guest-") as directory:
         outcome = Path(directory, "outcome")
@@ -120,4 +120,4 @@ def _memory_directory() -> str:
 
 if __name__ == "__main__":
     inside = {name: value for name, value in os.environ.items() if name.startswith("TEST_")}
-    sys.exit(run(sys.argv[1:], inside))
+    sys.exit(run(sys.argv[1:] or ["pytest", "--version"], inside))
