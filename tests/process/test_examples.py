@@ -292,6 +292,18 @@ def rules(scene: Scene) -> None:
     assert "rule 2: allow ou=ops|dev dns=*.example.com: applies" in told.stdout
 
 
+def kernel_tls(scene: Scene) -> None:
+    scene.server("web.pem", "web.key", "web.test")
+    scene.target(("127.0.0.1", 8080))
+    running = scene.run()
+
+    told = running.wait("kernel_tls")
+    with connect(443, scene.trusting(), name="web.test") as client:
+        assert echoes(client, bytes(1_000_000))
+    ended = running.wait("proxy", subevent="client_disconnect")
+    assert ended["transport"] == ("user" if "error_msg" in told else "kernel")
+
+
 def limits(scene: Scene) -> None:
     scene.server("web.pem", "web.key", "web.test")
     scene.target(("127.0.0.1", 8080))
@@ -396,6 +408,7 @@ SCENES: Final = {
     "balancing.yaml": balancing,
     "flat.yaml": flat,
     "https.yaml": https,
+    "kernel-tls.yaml": kernel_tls,
     "limits.yaml": limits,
     "mtls.yaml": mtls,
     "proxy-protocol.yaml": proxy_protocol,

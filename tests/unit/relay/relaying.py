@@ -232,6 +232,7 @@ class Relaying:
     def _close(self) -> None:
         self.relay.end_all("the test is over")
         self.loop.advance(5.0)
+        self.relay.pipes.close()
         self.loop.close()
         os.close(self._log)
 
