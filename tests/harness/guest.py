@@ -22,6 +22,7 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[2]
 SECONDS: Final = 1500
 _BEGINS: Final = "guest: begins"
+_POWER_OFF: Final = 0x4321FEDC  # reboot(2)
 _ENDS: Final = "guest: ends"
 _INIT: Final = r"""#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LANG=C.UTF-8
@@ -50,7 +51,7 @@ export HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis {settings}
 echo $? >/tmp/outcome/status
 sync
 echo '{ends}'
-halt -d -f
+{python} -c 'import ctypes; ctypes.CDLL(None).reboot({power_off})'
 """
 
 
@@ -76,6 +77,7 @@ def run(arguments: list[str], settings: dict[str, str]) -> int:
                 ends=_ENDS,
                 settings=shlex.join(f"{name}={value}" for name, value in settings.items()),
                 python=sys.executable,
+                power_off=_POWER_OFF,
                 arguments=shlex.join(arguments),
             )
         )

@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from handfast.errors import PeerError
+from handfast.relay import splicing
 from handfast.relay.plan import Plan
 from handfast.relay.splicing import FromKernel, ToKernel
 from handfast.tls.keys import SUITES, TLS12, Suite
@@ -353,6 +354,25 @@ def test_what_does_not_open_is_answered_with_an_alert(
 
     assert target.was_reset
     assert "error_msg" in ending(front)
+    client.until(lambda: client.ended)
+    assert not client.was_reset  # which could overtake the alert
+
+
+@pytest.mark.parametrize("bad", [b"\x17\x03\x03\xff\xff", b"\x17\x03\x03\0\1", b"\x99" * 5])
+def test_what_is_behind_a_full_record_is_not_overlooked(
+    front: Relaying, door: socket.socket, bad: bytes
+) -> None:
+    """Behind one that is full there may be more; the kernel tells of a bad header once only."""
+    client = front.client()
+    target = front.target(door)
+    data = random_bytes(MAX_PLAINTEXT)
+    client.sock.sendall(client.end.seal(data) + bad + bytes(64))
+    with pytest.raises(PeerError, match="the peer sent alert"):
+        client.wait_for_the_end()
+    target.wait_for_the_end()
+
+    assert target.was_reset
+    assert "error_msg" in ending(front)
 
 
 @either_version
@@ -486,6 +506,76 @@ def test_everything_arrives_before_the_end_however_slowly_it_is_read(
     assert sha256(received) == sha256(sent)
 
 
+def test_an_end_for_which_there_is_no_room_is_sent_when_there_is(
+    front: Relaying, door: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = front.client()
+    target = front.target(door)
+    client.send_all(client.end.writer.alert(0))
+    target.wait_for_the_end()
+    writable = splicing._is_writable
+    answers = [False]
+
+    def answer(sock: socket.socket) -> bool:
+        return answers.pop() if answers else writable(sock)
+
+    monkeypatch.setattr(splicing, "_is_writable", answer)
+    target.send_all(b"the answer")
+    target.finish()
+    assert client.receive(10) == b"the answer"
+    client.wait_for_the_end()
+
+    assert client.end.reader.closed
+    assert "error_msg" not in ending(front)
+    assert not front.connections
+
+
+def test_an_urgent_byte_of_the_target_holds_nothing_up(
+    front: Relaying, door: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    readable = ToKernel.readable
+
+    def counting(self: ToKernel) -> None:
+        nonlocal calls
+        calls += 1
+        readable(self)
+
+    monkeypatch.setattr(ToKernel, "readable", counting)
+    client = front.client()
+    target = front.target(door)
+    target.send_all(b"before")
+    target.sock.send(b"!", socket.MSG_OOB)
+    target.send_all(b"after")
+
+    assert client.receive(11) == b"beforeafter"
+    for _ in range(20):
+        front.loop.turn()
+    assert calls < 10
+
+
+def test_many_small_records_do_not_keep_other_connections_waiting(
+    front: Relaying, door: socket.socket
+) -> None:
+    """Not even those of a client whose socket is watched for changes, and read to the end."""
+    client, other = front.client(), front.client()
+    target, others = front.target(door), front.target(door)
+    record = client.end.seal(b"in two parts")
+    client.sock.sendall(record[:-3])
+    for _ in range(3):
+        front.loop.turn()
+    client.sock.sendall(record[-3:] + b"".join(client.end.seal(b"x") for _ in range(2000)))
+    other.write(b"me too")
+    turns = 0
+    while len(others.received) < 6:
+        front.loop.turn()
+        others.look()
+        turns += 1
+
+    assert turns < 500
+    assert target.receive(2012) == b"in two parts" + b"x" * 2000
+
+
 def test_a_part_of_a_record_does_not_keep_the_relay_busy(
     front: Relaying, door: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -562,6 +652,25 @@ def test_a_side_that_does_not_read_stops_the_other_and_nothing_is_lost(
                 taken, receiver.received = taken + receiver.received, b""
         assert waiting == 1
         assert sha256(taken) == sha256(sent)
+
+
+def test_an_end_of_ours_is_no_orderly_end_for_a_target_that_has_not_taken_all(
+    front: Relaying, door: socket.socket
+) -> None:
+    client = front.client()
+    target = front.target(door)
+    (connection,) = front.connections
+    left = b""
+    while connection.to_target.pending is None:
+        left = left or client.end.seal(random_bytes(MAX_PLAINTEXT))
+        with suppress(BlockingIOError):
+            left = left[client.sock.send(left) :]
+        front.loop.turn()
+
+    connection.end("a limit of ours")
+    target.wait_for_the_end()
+
+    assert target.was_reset
 
 
 def test_a_connection_that_ends_gives_its_pipe_back(front: Relaying, door: socket.socket) -> None:

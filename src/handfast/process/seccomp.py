@@ -67,10 +67,15 @@ BASE: Final[tuple[Permit, ...]] = (
     *("read", "readv", "write", "writev", "recvfrom", "recvmsg", "recvmmsg"),
     *("sendto", "sendmsg", "sendmmsg", "pread64", "lseek", "close", "close_range"),
     *("dup", "dup2", "dup3", "fstat", "shutdown", "getsockname", "getpeername"),
-    ("getsockopt", (ArgCmp(1, CmpOp.NE, SOL_TLS),)),  # the kernel would give keys back
     "eventfd2",
     *(("fcntl", (_is(1, each),)) for each in _DESCRIPTOR_COMMANDS),
-    *(("setsockopt", (_is(1, each),)) for each in (socket.SOL_SOCKET, socket.IPPROTO_TCP)),
+    # Not SOL_TLS: with that the kernel would give keys back. A level is an int to the kernel and 64
+    # bits to the filter, so one that is not permitted can only be kept out by naming the others.
+    *(
+        (name, (_is(1, each),))
+        for name in ("getsockopt", "setsockopt")
+        for each in (socket.SOL_SOCKET, socket.IPPROTO_TCP)
+    ),
     *(("ioctl", (_is(1, each),)) for each in (_FIONREAD, _FIONBIO, _FIOCLEX, _TIOCOUTQ)),
     # How libc spells fstat. The path can be non-empty; the chroot is.
     ("newfstatat", (_is(3, _AT_EMPTY_PATH),)),
@@ -132,7 +137,7 @@ RESOLVE: Final[tuple[Permit, ...]] = (
     ("mprotect", (_without(2, _PROT_WRITE),)),
     # Whom it asks: name servers, local name services, and the kernel for the machine's addresses.
     *DIAL,
-    "setsockopt",  # to hear that nobody is there (IP_RECVERR)
+    *("setsockopt", "getsockopt"),  # to hear that nobody is there (IP_RECVERR)
     *_sockets(socket.AF_INET, socket.SOCK_DGRAM, 0, socket.IPPROTO_UDP),
     *_sockets(socket.AF_INET6, socket.SOCK_DGRAM, 0, socket.IPPROTO_UDP),
     *_sockets(socket.AF_UNIX, socket.SOCK_STREAM, 0),

@@ -314,8 +314,8 @@ class Connection:
         Nothing is lost when nothing is pending, and both sides get an orderly end; else both get
         an error, as both sides of one that is passed through do: their end is not ours to make.
         """
-        pending = self.to_client.pending or self.to_target.pending
-        if self.state is not State.READY or pending or self.is_passed_through:
+        settled = self.to_client.is_settled() and self.to_target.is_settled()
+        if self.state is not State.READY or not settled or self.is_passed_through:
             self._abort(Alert.INTERNAL_ERROR, reason)
             return
         farewell = self.to_target.alert(Alert.CLOSE_NOTIFY)

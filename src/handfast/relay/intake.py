@@ -50,7 +50,7 @@ class Intake:
         self._rested = rested
         self.drained = False
         self._log = log
-        self._ceiling: Final = _ceiling()
+        self._ceiling: Final = ceiling()
         self._paused = False
         self._draining = False
         self._calm = Alarm(loop)
@@ -116,7 +116,7 @@ class Intake:
         self._log.emit(Accepting("resumed"))
 
 
-def _ceiling() -> int:
+def ceiling() -> int:
     """Give the number of a descriptor at which few are left: a quarter of them, at most 1024."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:

@@ -75,6 +75,8 @@ def _move_reader(connection: Connection) -> None:
     reader = before.reader
     if reader is None or before.pending is not None:
         return
+    if reader.update_requested or reader.renegotiation_refused:
+        return  # the answer to it waits for room
     support = connection.relay.generation.plan.kernel
     if reader.suite.code not in support.rx:
         connection.due = NEVER

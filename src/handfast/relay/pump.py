@@ -166,7 +166,7 @@ class Flow:
             elif peer.renegotiation_refused:
                 peer.renegotiation_refused = False
                 self._send(memoryview(writer.alert(Alert.NO_RENEGOTIATION)))
-        return self.pending is None and connection.state is not State.CLOSED
+        return self.pending is None and connection in connection.relay.connections
 
     def close(self) -> bool:
         """Send the end, once all is written: close_notify and FIN; False when the sink is gone."""
@@ -178,6 +178,10 @@ class Flow:
         if self.pending is None and self.connection.state is not State.CLOSED:
             finish(self.sink)  # when both sides have ended, closing says the same
         return True
+
+    def is_settled(self) -> bool:
+        """Tell whether all that was read is in the sink's queue."""
+        return self.pending is None
 
     def alert(self, alert: int) -> bytes:
         """Seal a last alert; nothing when the sink could not read it."""

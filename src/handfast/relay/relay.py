@@ -17,7 +17,7 @@ from handfast.observe.counters import SESSIONS, Counters, Gauge
 from handfast.observe.log import Log
 from handfast.relay.connection import Connection
 from handfast.relay.generation import Generation
-from handfast.relay.intake import Intake
+from handfast.relay.intake import Intake, ceiling
 from handfast.relay.moving import Transport
 from handfast.relay.plan import Plan
 from handfast.relay.resolver import Resolver
@@ -70,7 +70,7 @@ class Relay:
         self.buffer: Final = self.resealed[:size]
         self.chunk: Final = self.buffer[:READ_SIZE]
         self.connections: Final[set[Connection]] = set()
-        self.pipes: Final = Pipes()
+        self.pipes: Final = Pipes(ceiling())
         self._warm: deque[Connection] = deque()
         self._bytes = [0, 0]  # of connections that have ended: from clients, and to them
         self.column: Final = column

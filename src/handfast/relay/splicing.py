@@ -104,10 +104,12 @@ class _Splicing(Flow):
 class FromKernel(_Splicing):
     """From a client whose records the kernel opens."""
 
-    __slots__ = ("inlet",)
+    __slots__ = ("_coming", "_trouble", "inlet")
 
     def __init__(self, before: Flow, inlet: KernelReader) -> None:
         self.inlet = inlet
+        self._coming = False
+        self._trouble: OSError | None = None
         self.source = before.source
         super().__init__(before)
         self.reader = None
@@ -132,10 +134,24 @@ class FromKernel(_Splicing):
                 relay.pipes.give_back(pipe)
             if count in {_OTHER, 0}:
                 self._receive(empty=count == 0)
-        if self._may_go_on() and relay.loop.watches_edges(self.source.fileno()):
-            if count == _NOTHING:
-                return
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None and self.connection in relay.connections:
+            self._handle(trouble)
+        if (
+            count != _NOTHING
+            and not self._coming
+            and self._may_go_on()
+            and relay.loop.watches_edges(self.source.fileno())
+        ):
+            self._coming = True
             relay.loop.call_soon(self._go_on)
+
+    def _handle(self, error: OSError) -> None:
+        """Take what came behind data that was read: some errors are told of once only."""
+        if error.errno in _NO_DATA:
+            self._receive(empty=False)
+        else:
+            self._blame(error)
 
     def _may_go_on(self) -> bool:
         if self.connection.state is State.CLOSED:
@@ -143,6 +159,7 @@ class FromKernel(_Splicing):
         return self.pending is None and not self.ended
 
     def _go_on(self) -> None:
+        self._coming = False
         if self._may_go_on():
             self.readable()
 
@@ -169,8 +186,11 @@ class FromKernel(_Splicing):
                 break
             try:
                 count = pipe.fill(source)
-            except OSError:
-                break  # what it is shows when the socket is ready again
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:
+                self._trouble = error
+                break
             total += count
         return total
 
@@ -266,7 +286,9 @@ class ToKernel(_Splicing):
         try:
             count = pipe.fill(self.source.fileno())
         except (BlockingIOError, InterruptedError):
+            # Perhaps because of an urgent byte, at which splice stops for ever and recv does not.
             connection.relay.pipes.give_back(pipe)
+            super().readable()
             return
         except OSError as error:
             connection.relay.pipes.give_back(pipe)
@@ -307,7 +329,11 @@ class ToKernel(_Splicing):
             connection.broken(self.sink, "write to", error)
         except PeerError as error:
             connection.refuse(self.sink, error)
-        return self.pending is None and connection.state is not State.CLOSED
+        return self.pending is None and connection in connection.relay.connections
+
+    def is_settled(self) -> bool:
+        """Tell whether all that was read is in the sink's queue: what the kernel may hold, too."""
+        return self.pending is None and _is_writable(self.sink)
 
     def close(self) -> bool:
         """Send the end, once all is written: close_notify and FIN; False when the sink is gone."""

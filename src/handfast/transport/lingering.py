@@ -7,6 +7,7 @@ thrown away until the peer closes too, and a deadline bounds it.
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import Final
 
@@ -16,6 +17,8 @@ from handfast.transport.plain import finish
 
 LINGER_SECONDS: Final = 1.0
 _DISCARD_LIMIT: Final = 1 << 20
+_NO_MORE: Final = {errno.EIO, errno.EINVAL, errno.EBADMSG, errno.EMSGSIZE, errno.EKEYEXPIRED}
+"""What the kernel's TLS says of records that it does not give: the peer has not closed yet."""
 
 
 def take_leave(loop: Loop, deadlines: Deadlines, sock: socket.socket, last: bytes) -> None:
@@ -52,8 +55,10 @@ class Lingering:
             # With the kernel's TLS there may be a part of a record, for which to wait like this.
             self._loop.watch_edges(self._sock.fileno())
             return
-        except OSError:
-            pass  # it was reset, or there is a record that is no data: the end, one way or another
+        except OSError as error:
+            if error.errno in _NO_MORE:
+                self._loop.remove_reader(self._sock.fileno())  # the deadline closes it
+                return
         self._close()
 
     def _close(self) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 import select
 import time
+from collections import deque
 from collections.abc import Callable
 from itertools import count
 from typing import Final, TypeAlias
@@ -52,7 +53,7 @@ class Loop:
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
         self._timers: list[tuple[float, int, Timer]] = []
-        self._soon: list[Callback] = []
+        self._soon: deque[Callback] = deque()
         self._order: Final = count()
         self._gone: set[int] = set()
         self._edges: set[int] = set()
@@ -131,7 +132,7 @@ class Loop:
         return self.call_at(time.monotonic() + seconds, callback)
 
     def call_soon(self, callback: Callback) -> None:
-        """Call back once, at the end of this turn."""
+        """Call back once, at the start of the next turn."""
         self._soon.append(callback)
 
     def stop(self) -> None:
@@ -150,8 +151,10 @@ class Loop:
         self._running = True
 
     def _turn(self) -> None:
-        while self._soon:
-            self._soon.pop(0)()
+        # What these ask for is for the turn after this one: one that asks again and again, as long
+        # as its peer sends, must not keep the others waiting.
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
             if not self._running:
                 return
         gone, readers, writers = self._gone, self._readers, self._writers

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from typing import Final
 
 CAPACITY: Final = 1 << 18
@@ -51,6 +52,11 @@ class Pipe:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def highest(self) -> int:
+        """The higher of its two descriptors."""
+        return max(self._input, self._output)
+
     def fill(self, source: int, most: int = ROOM) -> int:
         """Move bytes from a socket into the pipe; 0 at its end. Raises OSError, EAGAIN too."""
         count = os.splice(source, self._input, most, flags=_FLAGS)
@@ -68,9 +74,10 @@ class Pipe:
 
 
 class Pipes:
-    """The pipes of one process."""
+    """The pipes of one process, below `ceiling`: descriptors from there on are for other things."""
 
-    def __init__(self) -> None:
+    def __init__(self, ceiling: int = sys.maxsize) -> None:
+        self._ceiling = ceiling
         self._spare: list[Pipe] = []
 
     def take(self) -> Pipe | None:
@@ -78,9 +85,13 @@ class Pipes:
         if self._spare:
             return self._spare.pop()
         try:
-            return Pipe()
+            pipe = Pipe()
         except OSError:
             return None
+        if pipe.highest >= self._ceiling:
+            pipe.close()
+            return None
+        return pipe
 
     def give_back(self, pipe: Pipe) -> None:
         """Take one back; with bytes in it, of a connection that has ended, it is closed."""

@@ -123,6 +123,8 @@ def test_a_relay_gives_keys_to_the_kernel_and_nobody_has_them_back() -> None:
                 return ours.setsockopt(SOL_TLS, 1, bytes(40))
             if name == "ask":
                 return ours.getsockopt(SOL_TLS, 1, 40)
+            if name == "ask slyly":  # the kernel takes the level as an int, the filter does not
+                system_call("getsockopt", ours.fileno(), SOL_TLS | 1 << 32, 1, 0, 0)
             if name == "look":
                 return ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             return Pipe()
@@ -131,16 +133,17 @@ def test_a_relay_gives_keys_to_the_kernel_and_nobody_has_them_back() -> None:
 
     pair = socket.socketpair()
     with pair[0], pair[1]:
-        names = ("give", "ask", "look", "splice")
+        names = ("give", "ask", "ask slyly", "look", "splice")
         relay, acceptor = (
             under(PERMITS[role].calls, **{name: attempts(name) for name in names})
             for role in (Role.RELAY, Role.ACCEPTOR)
         )
 
     assert relay["give"] != "EPERM"
-    assert relay["ask"] == "EPERM"
+    assert relay["ask"] == relay["ask slyly"] == "EPERM"
     assert (relay["look"], relay["splice"]) == ("", "")
-    assert acceptor == {"give": "EPERM", "ask": "EPERM", "look": "", "splice": "EPERM"}
+    refused = dict.fromkeys(("give", "ask", "ask slyly", "splice"), "EPERM")
+    assert acceptor == {**refused, "look": ""}
 
 
 def test_a_relay_connects_but_neither_binds_nor_listens_nor_accepts() -> None:

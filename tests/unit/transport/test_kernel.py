@@ -93,6 +93,13 @@ def test_a_pipe_with_bytes_in_it_is_not_lent_again(pipes: Pipes) -> None:
         pipes.close()
 
 
+def test_pipes_leave_the_high_descriptors_to_others() -> None:
+    pipes = Pipes(ceiling=os.dup(0))
+    os.close(pipes._ceiling)
+
+    assert pipes.take() is None
+
+
 def test_without_descriptors_there_is_no_pipe_and_nothing_leaks(pipes: Pipes) -> None:
     def work() -> list[bool]:
         taken = os.dup(0)  # the lowest that is free

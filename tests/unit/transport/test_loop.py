@@ -35,6 +35,29 @@ def test_a_stop_before_the_run_ends_it_and_the_next_run_goes_on(loop: Loop) -> N
     assert called == ["soon"]
 
 
+def test_one_that_asks_to_be_called_again_and_again_does_not_keep_the_others_waiting(
+    loop: Loop, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    theirs.send(b"x")
+    order: list[str] = []
+
+    def again() -> None:
+        order.append("again")
+        if len(order) < 1000:
+            loop.call_soon(again)
+
+    loop.call_soon(again)
+    loop.add_reader(ours.fileno(), loop.stop)
+    loop.run()
+
+    assert order == ["again"]
+    loop.remove_reader(ours.fileno())
+    loop.call_later(0, loop.stop)
+    loop.run()
+    assert len(order) < 5
+
+
 def test_what_is_watched_for_changes_is_called_back_once_for_each(
     loop: Loop, pair: tuple[socket.socket, socket.socket]
 ) -> None:
