@@ -43,7 +43,9 @@ def transport_of(to_target: Flow, to_client: Flow) -> Transport | None:
 def move_on(connection: Connection) -> None:
     """Move what can move now, of a connection that is `due`; nothing may follow in a callback."""
     if connection.state in (State.CLOSED, State.CLIENT_DISCONNECTED, State.SERVER_DISCONNECTED):
-        connection.due = NEVER  # it has not long to go, and the kernel wants both sides open
+        # It has not long to go, and the kernel wants both sides open.
+        connection.due = NEVER
+        connection.aligning = False
     elif sum(connection.counts()) >= connection.due and _move_writer(connection):
         _move_reader(connection)
 

@@ -37,7 +37,6 @@ _PROBLEMS: Final = {
 }
 """What the kernel makes of a record that it cannot open."""
 
-
 _NO_DATA: Final = {errno.EIO, errno.EINVAL}
 """What reading and splicing say of a record that is no data; EINVAL also of one that is none."""
 
