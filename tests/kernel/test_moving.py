@@ -12,8 +12,9 @@ from msgspec.structs import replace
 from handfast.errors import PeerError
 from handfast.relay import splicing
 from handfast.relay.plan import Plan
+from handfast.relay.pump import Flow
 from handfast.relay.splicing import FromKernel, ToKernel
-from handfast.tls.keys import SUITES, TLS12, Suite
+from handfast.tls.keys import Suite
 from handfast.tls.record import MAX_PLAINTEXT
 from handfast.tls.session import Session
 from handfast.transport.kernel import Support
@@ -67,6 +68,19 @@ def home(front: Relaying) -> str:
 
 def ending(front: Relaying) -> dict[str, str]:
     return front.event(subevent="client_disconnect")
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, flow: type[Flow]) -> list[Flow]:
+    """Note every time that a direction is told that there is something to read."""
+    calls: list[Flow] = []
+    readable = flow.readable
+
+    def noting(self: Flow) -> None:
+        calls.append(self)
+        readable(self)
+
+    monkeypatch.setattr(flow, "readable", noting)
+    return calls
 
 
 def exchange(front: Relaying, client: TlsClient, door: socket.socket, count: int) -> None:
@@ -227,7 +241,7 @@ def test_a_client_that_has_closed_already_stays_in_user_space(
     def change(session: Session) -> Session:
         return replace(session, unread=Peering(session.suite, session.read).record(DATA, b"all"))
 
-    client = _half_closed(front, change)
+    client = front.client(change, closed=True)
     target = front.target(door)
 
     assert target.receive(3) == b"all"
@@ -235,23 +249,6 @@ def test_a_client_that_has_closed_already_stays_in_user_space(
     assert front.relay.counters.kernel_refused == 1
     assert front.event(subevent="client_connect")["transport"] == "user"
     client.sock.close()
-
-
-def _half_closed(front: Relaying, change: object) -> TlsClient:
-    """A client whose FIN is there before the relay has its session."""
-    made: list[TlsClient] = []
-    give = front.give
-
-    def closing(session: Session, **options: int) -> socket.socket:
-        client, accepted = front._socket()
-        client.shutdown(socket.SHUT_WR)
-        front.loop.turn()
-        front._socket = lambda: (client, accepted)  # type: ignore[method-assign]
-        return give(session, **options)
-
-    front.give = closing  # type: ignore[assignment, method-assign]
-    made.append(front.client(change))  # type: ignore[arg-type]
-    return made[0]
 
 
 @either_version
@@ -533,15 +530,7 @@ def test_an_end_for_which_there_is_no_room_is_sent_when_there_is(
 def test_an_urgent_byte_of_the_target_holds_nothing_up(
     front: Relaying, door: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
-    readable = ToKernel.readable
-
-    def counting(self: ToKernel) -> None:
-        nonlocal calls
-        calls += 1
-        readable(self)
-
-    monkeypatch.setattr(ToKernel, "readable", counting)
+    calls = counted(monkeypatch, ToKernel)
     client = front.client()
     target = front.target(door)
     target.send_all(b"before")
@@ -551,7 +540,7 @@ def test_an_urgent_byte_of_the_target_holds_nothing_up(
     assert client.receive(11) == b"beforeafter"
     for _ in range(20):
         front.loop.turn()
-    assert calls < 10
+    assert len(calls) < 10
 
 
 def test_many_small_records_do_not_keep_other_connections_waiting(
@@ -580,22 +569,14 @@ def test_a_part_of_a_record_does_not_keep_the_relay_busy(
     front: Relaying, door: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Old kernels call a socket readable that has one, again and again."""
-    calls = 0
-    readable = FromKernel.readable
-
-    def counting(self: FromKernel) -> None:
-        nonlocal calls
-        calls += 1
-        readable(self)
-
-    monkeypatch.setattr(FromKernel, "readable", counting)
+    calls = counted(monkeypatch, FromKernel)
     client = front.client()
     target = front.target(door)
     record = client.end.seal(b"in two parts")
     client.sock.sendall(record[:-3])
     for _ in range(50):
         front.loop.turn()
-    assert calls < 5
+    assert len(calls) < 5
     client.sock.sendall(record[-3:])
     assert target.receive(12) == b"in two parts"
 
@@ -687,7 +668,3 @@ def test_a_connection_that_ends_gives_its_pipe_back(front: Relaying, door: socke
     front.until(lambda: not front.connections)
 
     assert all(not len(each) for each in front.relay.pipes._spare)
-
-
-def test_tls12_has_no_successor_of_a_key() -> None:
-    assert all(suite.version == TLS12 for suite in SUITES.values() if suite.code > 0x1303)

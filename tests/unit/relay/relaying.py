@@ -267,10 +267,20 @@ class Relaying:
         return client, accepted
 
     def give(
-        self, session: Session | Passthrough, *, listener: int = 0, generation: int = 1
+        self,
+        session: Session | Passthrough,
+        *,
+        listener: int = 0,
+        generation: int = 1,
+        closed: bool = False,
     ) -> socket.socket:
-        """Hand a connection over as an acceptor does; give the client's socket."""
+        """Hand a connection over as an acceptor does; give the client's socket.
+
+        The client may have `closed` its side before that.
+        """
         client, accepted = self._socket()
+        if closed:
+            client.shutdown(socket.SHUT_WR)
         with accepted:
             handover = Handover(listener, generation, self.loop.time(), session)
             assert channel.send(self._sender, handover, accepted.fileno())
@@ -284,10 +294,12 @@ class Relaying:
         suite: Suite = AES128,
         listener: int = 0,
         generation: int = 1,
+        closed: bool = False,
     ) -> TlsClient:
         """A client with a session, which `change` may alter on its way."""
         server, client = sessions(suite)
-        sock = self.give(change(server), listener=listener, generation=generation)
+        session = change(server)
+        sock = self.give(session, listener=listener, generation=generation, closed=closed)
         return TlsClient(self, sock, client)
 
     def accepted(self, listening: socket.socket) -> socket.socket:
