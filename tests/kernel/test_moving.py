@@ -20,6 +20,7 @@ from handfast.tls.session import Session
 from handfast.transport.kernel import Support
 from harness.streams import random_bytes, sha256
 from unit.relay.relaying import (
+    Peer,
     Relaying,
     TlsClient,
     listener_of,
@@ -501,6 +502,46 @@ def test_everything_arrives_before_the_end_however_slowly_it_is_read(
         received += client.end.open(piece)
 
     assert sha256(received) == sha256(sent)
+
+
+@either_version
+def test_the_end_does_not_overtake_what_the_kernel_still_holds(
+    front: Relaying, door: socket.socket, suite: Suite
+) -> None:
+    """The last record fills the socket, and the kernel keeps the rest of it for later.
+
+    How many records those are shows with one connection; the next gets as many, and then the end.
+    """
+    first, target = front.client(suite=suite), front.target(door)
+    enough = _fill(front, first, target, MEGABYTE) - 1
+    first.reset()
+    front.until(lambda: not front.connections)
+
+    client, target = front.client(suite=suite), front.target(door)
+    assert _fill(front, client, target, enough) == enough
+    (connection,) = front.connections
+    assert connection.to_client.pending is None
+    target.finish()
+    front.until(lambda: connection.to_client.ended)
+    client.wait_for_the_end()
+
+    assert client.opened == bytes(MAX_PLAINTEXT * enough)
+    assert client.end.reader.closed
+
+
+def _fill(front: Relaying, client: TlsClient, target: Peer, most: int) -> int:
+    """Send records one by one to a client that does not read; give how many until one waits."""
+    (connection,) = front.connections
+    for sock in (client.sock, connection.client):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    for count in range(1, most + 1):
+        target.send_all(bytes(MAX_PLAINTEXT))
+        while connection.counts()[1] < count * MAX_PLAINTEXT:
+            front.loop.turn()
+        if connection.to_client.pending is not None:
+            return count
+    return most
 
 
 def test_an_end_for_which_there_is_no_room_is_sent_when_there_is(
