@@ -91,7 +91,7 @@ def test_on_does_not_start_and_says_what_to_do(
     assert code == 2
     assert errors.startswith("handfast: ")
     assert "listener web: kernel-tls is on, but this kernel has no TLS" in errors
-    assert "load its module (modprobe tls); or set it to auto" in errors
+    assert "load its module (modprobe tls), or set it to auto" in errors
     assert "Traceback" not in errors
 
 

@@ -33,7 +33,7 @@ def kernel_support(config: Config, log: Log) -> Support:
     support = probe()
     log.emit(_event(support))
     problems = [
-        Problem(f"listener {each.name}: kernel-tls is on, but {lack}; or set it to auto")
+        Problem(f"listener {each.name}: kernel-tls is on, but {lack}, or set it to auto")
         for each in config.listeners
         if each.kernel_tls.mode == "on" and (lack := _lack(each, support))
     ]
