@@ -9,16 +9,15 @@ import subprocess
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from OpenSSL import SSL
 
-from handfast.tls.keys import SUITES, TLS13, tls12_secrets, traffic_key
 from harness.clients import connect, echoes, receive, trusting
 from harness.injection import memory_has
 from harness.instance import wait_for
 from harness.processes import kill_and_wait
+from harness.secrets import connect_and_tell
 from harness.streams import memory_client, random_bytes, sha256
 from harness.terminal import Terminal
 
@@ -199,45 +198,17 @@ def test_the_secrets_of_a_session_leave_the_memory_of_the_relay(
     )
     with socket.create_connection(("127.0.0.1", running.port()), 20) as sock:
         sock.settimeout(None)
-        client, secrets, keys = _client(sock, version)
+        client, told = connect_and_tell(sock, version)
         client.sendall(b"there and back")
         assert client.recv(100) == b"there and back"
         assert sessions(running)[home] == 1
 
-        found = memory_has(running.pids("relay")["relay-1"], *secrets, *keys)
+        found = memory_has(running.pids("relay")["relay-1"], *told.secrets, *told.keys)
 
     if home == "kernel":
         assert found == set()
     else:
-        assert found & set(secrets)  # else this would prove nothing
-
-
-def _client(sock: socket.socket, version: str) -> tuple[Any, list[bytes], list[bytes]]:
-    """Shake hands; give the client, the traffic secrets of both directions, and their keys."""
-    lines: list[bytes] = []
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_keylog_callback(lambda _, line: lines.append(line))
-    number = SSL.TLS1_3_VERSION if version == "1.3" else SSL.TLS1_2_VERSION
-    context.set_min_proto_version(number)
-    context.set_max_proto_version(number)
-    client = SSL.Connection(context, sock)
-    client.set_connect_state()
-    client.do_handshake()
-    name = client.get_cipher_name()
-    suite = next(each for each in SUITES.values() if each.openssl_name == name)
-    if suite.version == TLS13:
-        secrets = [
-            bytes.fromhex(line.split()[2].decode()) for line in lines if b"TRAFFIC_SECRET_0" in line
-        ]
-        assert len(secrets) == 2
-    else:
-        master = client.master_key()
-        ours, theirs = client.client_random(), client.server_random()
-        assert master
-        assert ours
-        assert theirs
-        secrets = list(tls12_secrets(suite, master, ours, theirs))
-    return client, secrets, [bytes(traffic_key(suite, each)[0]) for each in secrets]
+        assert found & set(told.secrets)  # else this would prove nothing
 
 
 def test_this_is_the_guest_and_not_the_machine_that_runs_it() -> None:

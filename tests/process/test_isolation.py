@@ -25,6 +25,7 @@ from harness.injection import Stopped, memory_has, stopped
 from harness.instance import Instance
 from harness.pki import Key
 from harness.processes import run_handfast
+from harness.secrets import connect_and_tell
 from harness.streams import memory_client
 
 if TYPE_CHECKING:
@@ -290,6 +291,25 @@ def test_an_acceptor_does_not_have_what_is_relayed(
     assert echoed == early + late * 2000
     assert late in relay  # else this would prove nothing
     assert others == [set(), set()]
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_the_secrets_of_a_session_leave_the_memory_of_the_relay_with_it(
+    serve: Serve, backend: Backend, version: str
+) -> None:
+    running = serve(backend.target, nworkers=1)
+    relay = running.pids()["relay-1"]
+    with socket.create_connection(("127.0.0.1", running.port()), 20) as sock:
+        sock.settimeout(None)
+        client, told = connect_and_tell(sock, version)
+        client.sendall(b"there and back")
+        assert client.recv(100) == b"there and back"
+        during = memory_has(relay, *told.secrets)
+        client.shutdown()
+    running.wait("proxy", subevent="client_disconnect")
+
+    assert during  # else this would prove nothing
+    assert memory_has(relay, *told.secrets, *told.keys) == set()
 
 
 def forget_landlock() -> None:

@@ -226,4 +226,7 @@ class Flow:
             connection.move_on()
 
     def release(self) -> None:
-        """Give back what is lent; the connection is at its end."""
+        """Give back what is lent, and overwrite the secrets; the connection is at its end."""
+        for end in (self.contents, self.sealer):
+            if end is not None:
+                end.forget()

@@ -127,7 +127,10 @@ class Relay:
         if isinstance(session, Passthrough) or session.write.closed:
             reset(client)
             return
-        sealed = session.unsent + RecordWriter(session).alert(Alert.ACCESS_DENIED)
+        writer = RecordWriter(session)
+        sealed = session.unsent + writer.alert(Alert.ACCESS_DENIED)
+        writer.forget()
+        session.wipe()
         take_leave(self.loop, self.deadlines, client, sealed)
 
     def warm_up(self, connection: Connection) -> None:

@@ -94,7 +94,8 @@ class _Splicing(Flow):
         super()._writable()
 
     def release(self) -> None:
-        """Give the pipe back, with what is in it."""
+        """Give the pipe back too, with what is in it."""
+        super().release()
         if self.held is not None:
             self.connection.relay.pipes.give_back(self.held)
             self.held = None

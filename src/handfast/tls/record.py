@@ -96,6 +96,12 @@ class Keyed:
         """Forget the derived keys; the next record derives them again."""
         self._aead = None
 
+    def forget(self) -> None:
+        """Overwrite the secret; nothing can be opened or sealed from then on."""
+        wipe(self._secret)
+        self._aead = None
+        self._exported = True
+
     def consume(self) -> bytearray:
         """Give the secret away; nothing can be opened or sealed from then on."""
         if self._exported:
