@@ -5,9 +5,10 @@ speaks no TLS with us, the bytes never come here: they go from socket to pipe to
 the sink does not take waits in the pipe, which the connection keeps so long. Where it does, or
 where no pipe can be had, they are copied through the relay's buffers.
 
-Before its last record a socket has to be writable. The kernel may still hold sealed records for
-which the socket had no room, and FIN would leave them behind; a socket that is writable has room
-for them, and the last record takes them along.
+Before its last record a socket has to be writable. The kernel keeps the rest of a sealed record for
+which a socket has no room (tls_push_sg in net/tls), and what is not in the socket's queue FIN would
+leave behind; a socket that is writable has room for it, and the last record takes it along. On
+loopback, where a record goes into the queue as one piece, that was never seen to happen.
 
 Old kernels (6.1, for one) call a socket readable that has a part of a record, which nobody can read
 yet. Where that is met, the socket is watched for changes only, and read until there is nothing.

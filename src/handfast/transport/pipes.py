@@ -18,8 +18,8 @@ ROOM: Final = 1 << 17
 _LEAST: Final = 1 << 16
 _SPARE: Final = 16
 _SLOT: Final = 4096
-# The kernel's TLS drops what is left of a record for which a pipe has no slot. One record takes
-# five or, from fragmented memory, a few more.
+# Linux 6.1 drops what is left of a record for which a pipe has no slot (measured; 7.2 does not).
+# A record takes five or, from fragmented memory, a few more.
 _SLOTS_OF_A_RECORD: Final = 8
 _FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
