@@ -508,7 +508,7 @@ def test_everything_arrives_before_the_end_however_slowly_it_is_read(
 def test_the_end_does_not_overtake_what_the_kernel_still_holds(
     front: Relaying, door: socket.socket, suite: Suite
 ) -> None:
-    """The last record fills the socket, and the kernel keeps the rest of it for later.
+    """The last record fills the socket, and the kernel may keep the rest of it for later.
 
     How many records those are shows with one connection; the next gets as many, and then the end.
     """

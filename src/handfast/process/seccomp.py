@@ -137,7 +137,7 @@ RESOLVE: Final[tuple[Permit, ...]] = (
     ("mprotect", (_without(2, _PROT_WRITE),)),
     # Whom it asks: name servers, local name services, and the kernel for the machine's addresses.
     *DIAL,
-    *("setsockopt", "getsockopt"),  # to hear that nobody is there (IP_RECVERR)
+    "setsockopt",  # to hear that nobody is there (IP_RECVERR)
     *_sockets(socket.AF_INET, socket.SOCK_DGRAM, 0, socket.IPPROTO_UDP),
     *_sockets(socket.AF_INET6, socket.SOCK_DGRAM, 0, socket.IPPROTO_UDP),
     *_sockets(socket.AF_UNIX, socket.SOCK_STREAM, 0),

@@ -134,9 +134,9 @@ def test_a_relay_gives_keys_to_the_kernel_and_nobody_has_them_back() -> None:
     pair = socket.socketpair()
     with pair[0], pair[1]:
         names = ("give", "ask", "ask slyly", "look", "splice")
-        relay, acceptor = (
+        relay, acceptor, resolver = (
             under(PERMITS[role].calls, **{name: attempts(name) for name in names})
-            for role in (Role.RELAY, Role.ACCEPTOR)
+            for role in (Role.RELAY, Role.ACCEPTOR, Role.RESOLVER)
         )
 
     assert relay["give"] != "EPERM"
@@ -144,6 +144,7 @@ def test_a_relay_gives_keys_to_the_kernel_and_nobody_has_them_back() -> None:
     assert (relay["look"], relay["splice"]) == ("", "")
     refused = dict.fromkeys(("give", "ask", "ask slyly", "splice"), "EPERM")
     assert acceptor == {**refused, "look": ""}
+    assert resolver["ask"] == resolver["ask slyly"] == "EPERM"
 
 
 def test_a_relay_connects_but_neither_binds_nor_listens_nor_accepts() -> None:
