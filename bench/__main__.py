@@ -68,7 +68,7 @@ def run(names: list[str], amount: scenarios.Amount) -> None:
     with ExitStack() as closing:
         directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         port = closing.enter_context(systems.backend(load_core))
-        site = systems.Site(directory, *_certificate(directory), port, proxy_core)
+        site = systems.Site(directory, *systems.certificate(directory), port, proxy_core)
         rows, suites = _cpu_rows(chosen, site, amount)
         rows += _idle_rows(chosen, site, amount)
     conditions = report.environment(versions, suites, _revision())
@@ -136,17 +136,6 @@ def _allow_descriptors(connections: int) -> None:
     if most != resource.RLIM_INFINITY and most < needed:
         raise measure.MeasureError(f"at most {most} descriptors; `ulimit -Hn {needed}` as root")
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-
-
-def _certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a self-signed ECDSA P-256 certificate for localhost; give it and its key."""
-    certificate, key = directory / "chain.pem", directory / "key.pem"
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    to = ["-out", str(certificate), "-keyout", str(key)]
-    subprocess.run([*make.split(), *name, *to], check=True, capture_output=True)
-    key.chmod(0o600)
-    return certificate, key
 
 
 def _revision() -> str:

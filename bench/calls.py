@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Final
 
 from bench import load, measure, systems
-from bench.__main__ import _certificate
 
 HOMES: Final = {"user space": "handfast", "kernel": "handfast-kernel"}
 REQUESTS: Final = 2000
@@ -50,7 +49,7 @@ def main() -> int:
         directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="calls-")))
         directory.chmod(0o755)
         port = closing.enter_context(systems.backend(core))
-        site = systems.Site(directory, *_certificate(directory), port, core)
+        site = systems.Site(directory, *systems.certificate(directory), port, core)
         for home, name in HOMES.items():
             try:
                 proxy = closing.enter_context(systems.running(systems.SYSTEMS[name], site))

@@ -146,6 +146,17 @@ DEFAULT: Final = ("stunnel", "handfast")
 """Those that run on every kernel; handfast-kernel is for one that has TLS."""
 
 
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """Make a self-signed ECDSA P-256 certificate for localhost; give it and its key."""
+    certificate, key = directory / "chain.pem", directory / "key.pem"
+    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    to = ["-out", str(certificate), "-keyout", str(key)]
+    subprocess.run([*make.split(), *name, *to], check=True, capture_output=True)
+    key.chmod(0o600)
+    return certificate, key
+
+
 @contextmanager
 def backend(core: int) -> Iterator[int]:
     """Run the backend on `core`; give its port."""
