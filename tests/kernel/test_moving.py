@@ -287,7 +287,7 @@ def test_what_the_probe_did_not_foresee_is_no_problem_either(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(16, "Device or resource busy")
 
-    monkeypatch.setattr("handfast.transport.kernel.KernelReader.__init__", refuse)
+    monkeypatch.setattr("handfast.transport.kernel.KernelReader.move", refuse)
     client = front.client()
 
     exchange(front, client, door, MEGABYTE)

@@ -64,7 +64,7 @@ def _move_writer(connection: Connection) -> bool:
         return False
     try:
         kernel.enable(connection.client)
-        outlet = kernel.KernelWriter(connection.client, writer, rekey=support.rekey)
+        outlet = kernel.KernelWriter.move(connection.client, writer, rekey=support.rekey)
     except OSError as error:
         _refused(connection, "tx", error)
         return False
@@ -86,7 +86,7 @@ def _move_reader(connection: Connection) -> None:
         connection.aligning = True  # read up to the end of that record, and no further
     else:
         try:
-            inlet = kernel.KernelReader(connection.client, reader, rekey=support.rekey)
+            inlet = kernel.KernelReader.move(connection.client, reader, rekey=support.rekey)
         except OSError as error:
             _refused(connection, "rx", error)
             return

@@ -20,7 +20,7 @@ from handfast.tls.record import (
     MAX_PLAINTEXT,
     Keyed,
 )
-from handfast.tls.session import Direction, Role
+from handfast.tls.session import Direction, Received, Role
 
 MAX_EMPTY_RUN: Final = 32
 MAX_KEY_UPDATES: Final = 32
@@ -55,26 +55,33 @@ class Content(Keyed):
         "update_requested",
     )
 
-    def __init__(
-        self,
-        suite: Suite,
-        direction: Direction,
-        role: Role,
-        *,
-        partial: bytes = b"",
-        key_updates: int = 0,
-        count: int = 0,
-    ) -> None:
+    def __init__(self, suite: Suite, direction: Direction, role: Role, received: Received) -> None:
         super().__init__(suite, direction)
         self.role = role
-        self._partial = partial
-        self._key_updates = key_updates
-        self._empty_run = 0
-        self._unusual = bool(partial or key_updates)
-        self.bytes = count
+        self.bytes = received.count
         self.closed = direction.closed
-        self.update_requested = False
-        self.renegotiation_refused = False
+        self.update_requested = received.update_requested
+        self.renegotiation_refused = received.renegotiation_refused
+        self._partial = received.partial
+        self._key_updates = received.key_updates
+        self._empty_run = received.empty_run
+        self._unusual = bool(received.partial or received.key_updates or received.empty_run)
+
+    @property
+    def received(self) -> Received:
+        """How far it has come, for the next home of the session."""
+        return Received(
+            self.bytes,
+            self._partial,
+            self._key_updates,
+            self._empty_run,
+            self.update_requested,
+            self.renegotiation_refused,
+        )
+
+    def export(self) -> Direction:
+        """Give this direction away, for `export.export`; it can do nothing from then on."""
+        return Direction(self.consume(), self.sequence, 0, self.closed)
 
     def _content(self, kind: int, out: memoryview, start: int, end: int) -> int:
         """Take one opened record of any kind; give the end of the data in `out`."""
@@ -173,13 +180,3 @@ class Content(Keyed):
         self._rekey()
         if request:
             self.update_requested = True
-
-    @property
-    def key_updates(self) -> int:
-        """KeyUpdates received since the last data."""
-        return self._key_updates
-
-    @property
-    def partial(self) -> bytes:
-        """The opened start of a handshake message that goes on in the next record."""
-        return self._partial

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from handfast.errors import HandfastBug
+from typing import Protocol
+
+from handfast.tls.content import Content
 from handfast.tls.reader import RecordReader
-from handfast.tls.session import Peer, Session
-from handfast.tls.writer import RecordWriter
+from handfast.tls.session import Direction, Peer, Session
 
 
-def export(reader: RecordReader, writer: RecordWriter, peer: Peer, unsent: bytes = b"") -> Session:
+class Sealer(Protocol):
+    """Our direction of a session, wherever its records are sealed. `bytes` counts the data."""
+
+    bytes: int
+
+    def export(self) -> Direction:
+        """Give the direction away; it can do nothing from then on."""
+
+
+def export(reader: Content, writer: Sealer, peer: Peer, unsent: bytes = b"") -> Session:
     """Take the session out of its two directions, which can do nothing from then on.
 
     `unsent` is what was sealed and not written to the socket yet. Raises Consumed when the
-    session was taken before. A KeyUpdate that is still owed must be sealed into `unsent` first.
+    session was taken before.
     """
-    if reader.update_requested or reader.renegotiation_refused:
-        raise HandfastBug("the peer is owed an answer; seal it before the export")
     return Session(
         role=reader.role,
         suite_code=reader.suite.code,
         read=reader.export(),
         write=writer.export(),
         peer=peer,
-        unread=reader.unread,
+        unread=reader.unread if isinstance(reader, RecordReader) else b"",
         unsent=unsent,
-        partial=reader.partial,
-        key_updates=reader.key_updates,
-        bytes_in=reader.bytes,
+        received=reader.received,
         bytes_out=writer.bytes,
     )

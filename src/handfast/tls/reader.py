@@ -20,8 +20,9 @@ from handfast.tls.record import (
     MAX_PLAINTEXT,
     SEQUENCE_LIMIT,
     TAG,
+    refuse_kernels,
 )
-from handfast.tls.session import Direction, Session
+from handfast.tls.session import Session
 
 _TYPES_12: Final = (APPLICATION_DATA, ALERT, HANDSHAKE)
 
@@ -32,14 +33,8 @@ class RecordReader(Content):
     __slots__ = ("_explicit", "unread")
 
     def __init__(self, session: Session) -> None:
-        super().__init__(
-            session.suite,
-            session.read,
-            session.role,
-            partial=session.partial,
-            key_updates=session.key_updates,
-            count=session.bytes_in,
-        )
+        super().__init__(session.suite, session.read, session.role, session.received)
+        refuse_kernels(session.read)
         self._explicit = IV_LENGTH - session.suite.fixed_iv
         self.unread = session.unread
 
@@ -166,10 +161,6 @@ class RecordReader(Content):
         if kind != APPLICATION_DATA and (self.suite.version != TLS12 or kind not in _TYPES_12):
             fail(f"unprotected or unknown record of type {kind}", Alert.UNEXPECTED_MESSAGE)
         raise _bad_record_mac()  # too short to hold a tag
-
-    def export(self) -> Direction:
-        """Give this direction away, for `export.export`; it can do nothing from then on."""
-        return Direction(self.consume(), self.sequence, 0, self.closed)
 
 
 def _bad_record_mac() -> PeerError:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from handfast.errors import HandfastBug
 from handfast.tls.keys import IV_LENGTH, Aead, Suite, next_secret, traffic_key, wipe
 from handfast.tls.session import Consumed, Direction
 
@@ -51,6 +52,12 @@ KEY_UPDATE: Final = 24
 def key_update_body(*, request: bool) -> bytes:
     """Encode a KeyUpdate message (RFC 8446, section 4.6.3)."""
     return bytes((KEY_UPDATE, 0, 0, 1, request))
+
+
+def refuse_kernels(direction: Direction) -> None:
+    """Refuse a direction that the kernel protects: there is nothing here to do for its records."""
+    if direction.in_kernel:
+        raise HandfastBug("the kernel protects the records of this direction")
 
 
 class Keyed:

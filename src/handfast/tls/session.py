@@ -9,8 +9,10 @@ engine, a pair of RecordReader and RecordWriter) gives it up when it exports the
 HandfastBug when it is used afterwards. Two live copies would seal two records under one nonce,
 and AES-GCM then protects neither.
 
-The encoding is MessagePack of the fields in order, behind a version number. It carries secrets:
-it is for descriptors between our own processes, never for a file or a log.
+The encoding is MessagePack of the fields in order. What carries it between processes has a version
+(`handover.message`), and the next version has to read this one's: so a field is only ever added,
+behind all others and with a default, and none changes its meaning. The encoding carries secrets: it
+is for descriptors between processes, never for a file or a log.
 """
 
 from __future__ import annotations
@@ -22,9 +24,6 @@ import msgspec
 
 from handfast.errors import HandfastBug, HandfastError
 from handfast.tls.keys import SUITES, TLS12, Suite, wipe
-
-FORMAT: Final = 1
-"""The version of the encoding. A change of any field's meaning or order needs a new one."""
 
 Uint64 = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -42,16 +41,44 @@ class Direction(msgspec.Struct, frozen=True, array_like=True):
     `secret` is what `keys.traffic_key` takes. `sequence` is the number of the next record.
     `nonce` is the explicit nonce of the next record to be sealed, in the TLS 1.2 AES-GCM suites
     only: it is independent of the sequence number there (RFC 5288, section 3).
+
+    Where the socket itself seals or opens (`in_kernel`), the kernel has the keys and counts.
+    `secret` is then the next traffic secret, or empty where the kernel cannot change keys, and
+    `blocks` is what was sealed under the present one, in AES blocks.
     """
 
     secret: bytearray
     sequence: Uint64 = 0
     nonce: Uint64 = 0
     closed: bool = False
+    in_kernel: bool = False
+    blocks: Uint64 = 0
 
     def __repr__(self) -> str:
         """Show the counters, never the secret."""
-        return f"Direction(sequence={self.sequence}, closed={self.closed})"
+        where = ", in_kernel" if self.in_kernel else ""
+        return f"Direction(sequence={self.sequence}, closed={self.closed}{where})"
+
+
+class Received(msgspec.Struct, frozen=True, array_like=True):
+    """How far the contents of the peer's records have come: see `content`.
+
+    `count` is of bytes of data. `partial` is an opened handshake message of which the rest is in
+    later records. `key_updates` counts those received since the last data, and `empty_run` the
+    records since then that carried nothing. `update_requested` and `renegotiation_refused` say
+    that the peer is owed an answer.
+    """
+
+    count: Uint64 = 0
+    partial: bytes = b""
+    key_updates: Uint64 = 0
+    empty_run: Uint64 = 0
+    update_requested: bool = False
+    renegotiation_refused: bool = False
+
+    def __repr__(self) -> str:
+        """Show the count, never the bytes."""
+        return f"Received({self.count})"
 
 
 class Peer(msgspec.Struct, frozen=True, array_like=True):
@@ -80,9 +107,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     """An established TLS 1.2 or 1.3 session.
 
     `unread` is ciphertext that was read from the socket and not opened yet; `unsent` is sealed
-    and waits to be written, and is never sealed again; `partial` is an opened handshake message
-    of which the rest is in later records. `key_updates` counts those received since the last
-    data. The byte counts are of plaintext.
+    and waits to be written, and is never sealed again. `bytes_out` counts those of plaintext.
     """
 
     role: Role
@@ -92,9 +117,7 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     peer: Peer = Peer()
     unread: bytes = b""
     unsent: bytes = b""
-    partial: bytes = b""
-    key_updates: Uint64 = 0
-    bytes_in: Uint64 = 0
+    received: Received = Received()
     bytes_out: Uint64 = 0
 
     def __repr__(self) -> str:
@@ -121,39 +144,38 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
-_DECODER: Final = msgspec.msgpack.Decoder(tuple[int, Session])
+_DECODER: Final = msgspec.msgpack.Decoder(Session)
 
 
 def encode(session: Session) -> bytes:
-    """Encode a session for another process of ours. The result carries its secrets."""
-    return _ENCODER.encode((FORMAT, session))
+    """Encode a session for another process. The result carries its secrets."""
+    return _ENCODER.encode(session)
 
 
 def decode(data: bytes | memoryview) -> Session:
     """Read what `encode` wrote; raise HandfastError, which shows none of the bytes, for others."""
-    if not data or len(data) < 2 or data[1] != FORMAT:
-        raise HandfastError("session of an unknown format")
     try:
-        session = _DECODER.decode(data)[1]
+        session = _DECODER.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         # The text of the cause can name fields only, but the chain would keep the bytes alive.
         raise HandfastError(f"malformed session: {error}") from None
     except UnicodeDecodeError:
         raise HandfastError("malformed session: a text that is not UTF-8") from None
-    _check(session)
+    check(session)
     return session
 
 
-def _check(session: Session) -> None:
+def check(session: Session) -> None:
+    """Refuse, with HandfastError, what cannot be a session though its fields are of their types."""
     suite = SUITES.get(session.suite_code)
     if suite is None:
         raise HandfastError(f"session of an unknown cipher suite 0x{session.suite_code:04x}")
     tls12_length = suite.key_length + suite.fixed_iv
     length = tls12_length if suite.version == TLS12 else suite.hash_length
     for direction in (session.read, session.write):
-        if len(direction.secret) != length:
+        if len(direction.secret) not in ((0, length) if direction.in_kernel else (length,)):
             raise HandfastError("session with a secret of the wrong length")
-        if direction.sequence >= 1 << 64 or direction.nonce >= 1 << 64:
+        if max(direction.sequence, direction.nonce, direction.blocks) >= 1 << 64:
             raise HandfastError("session with a counter beyond 64 bits")
 
 

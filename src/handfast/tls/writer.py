@@ -18,6 +18,7 @@ from handfast.tls.record import (
     TAG,
     Keyed,
     key_update_body,
+    refuse_kernels,
 )
 from handfast.tls.session import Direction, Session
 
@@ -45,6 +46,7 @@ class RecordWriter(Keyed):
 
     def __init__(self, session: Session) -> None:
         super().__init__(session.suite, session.write)
+        refuse_kernels(session.write)
         self.nonce = session.write.nonce
         self._explicit = IV_LENGTH - session.suite.fixed_iv
         self.bytes = session.bytes_out

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -41,6 +41,7 @@ from handfast.tls.record import (
     Keyed,
     key_update_body,
 )
+from handfast.tls.session import Direction, Received, Role
 from handfast.tls.writer import RecordWriter, ends_direction
 
 TCP_ULP: Final = 31
@@ -145,6 +146,13 @@ def _successor(suite: Suite, secret: bytearray, *, rekey: bool) -> bytearray:
     return following
 
 
+def _moved(suite: Suite, before: Direction, *, rekey: bool) -> Direction:
+    """Describe a direction that the kernel has just taken, and wipe what it was before."""
+    following = _successor(suite, before.secret, rekey=rekey)
+    blocks = before.sequence * (MAX_PLAINTEXT // _BLOCK)
+    return Direction(following, closed=before.closed, in_kernel=True, blocks=blocks)
+
+
 def _install_next(
     sock: socket.socket, direction: int, suite: Suite, secret: bytearray
 ) -> bytearray:
@@ -168,22 +176,30 @@ class KernelReader(Content):
 
     __slots__ = ("_sock",)
 
-    def __init__(self, sock: socket.socket, reader: RecordReader, *, rekey: bool) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        suite: Suite,
+        direction: Direction,
+        role: Role,
+        received: Received,
+    ) -> None:
+        """Go on with a direction that is in the kernel already, with this socket."""
+        super().__init__(suite, direction, role, received)
+        self._sock = sock
+
+    @classmethod
+    def move(cls, sock: socket.socket, reader: RecordReader, *, rekey: bool) -> Self:
         """Take the place of `reader`, which has nothing unread; OSError, and nothing changes."""
         install(sock, TLS_RX, reader)
-        partial, key_updates = reader.partial, reader.key_updates
-        direction = reader.export()
-        super().__init__(
-            reader.suite,
-            direction,
-            reader.role,
-            partial=partial,
-            key_updates=key_updates,
-            count=reader.bytes,
-        )
+        received, direction = reader.received, _moved(reader.suite, reader.export(), rekey=rekey)
+        made = cls(sock, reader.suite, direction, reader.role, received)
         wipe(direction.secret)
-        self._sock = sock
-        self._secret = _successor(self.suite, self._secret, rekey=rekey)
+        return made
+
+    def export(self) -> Direction:
+        """Give this direction away, beside its socket; it can do nothing from then on."""
+        return Direction(self.consume(), closed=self.closed, in_kernel=True)
 
     def _rekey(self) -> None:
         self._secret = _install_next(self._sock, TLS_RX, self.suite, self._secret)
@@ -222,17 +238,26 @@ class KernelWriter(Keyed):
 
     __slots__ = ("_blocks", "_sock", "bytes", "closed")
 
-    def __init__(self, sock: socket.socket, writer: RecordWriter, *, rekey: bool) -> None:
+    def __init__(self, sock: socket.socket, suite: Suite, direction: Direction, count: int) -> None:
+        """Go on with a direction that is in the kernel already, after `count` bytes of data."""
+        super().__init__(suite, direction)
+        self._sock = sock
+        self.bytes = count
+        self.closed = direction.closed
+        self._blocks = direction.blocks
+
+    @classmethod
+    def move(cls, sock: socket.socket, writer: RecordWriter, *, rekey: bool) -> Self:
         """Take the place of `writer`; raises OSError, and nothing has changed then."""
         install(sock, TLS_TX, writer, writer.nonce)
-        direction = writer.export()
-        super().__init__(writer.suite, direction)
+        direction = _moved(writer.suite, writer.export(), rekey=rekey)
+        made = cls(sock, writer.suite, direction, writer.bytes)
         wipe(direction.secret)
-        self._sock = sock
-        self._secret = _successor(self.suite, self._secret, rekey=rekey)
-        self.bytes = writer.bytes
-        self.closed = writer.closed
-        self._blocks = self.sequence * (MAX_PLAINTEXT // _BLOCK)
+        return made
+
+    def export(self) -> Direction:
+        """Give this direction away, beside its socket; it can do nothing from then on."""
+        return Direction(self.consume(), closed=self.closed, in_kernel=True, blocks=self._blocks)
 
     def account(self, count: int) -> None:
         """Take note of so many bytes of data, written with one call."""

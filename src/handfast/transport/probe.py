@@ -66,7 +66,7 @@ def _sends(suite: Suite) -> bool:
     ours, theirs = _sessions(suite)
     with _pair() as (one, other):
         enable(one)
-        KernelWriter(one, RecordWriter(ours), rekey=False)
+        KernelWriter.move(one, RecordWriter(ours), rekey=False)
         one.sendall(_MESSAGE)
         buffer = memoryview(bytearray(MAX_PLAINTEXT))
         out = memoryview(bytearray(MAX_PLAINTEXT))
@@ -79,7 +79,7 @@ def _receives(suite: Suite) -> bool:
     ours, theirs = _sessions(suite)
     with _pair() as (one, other):
         enable(one)
-        KernelReader(one, RecordReader(ours), rekey=False)
+        KernelReader.move(one, RecordReader(ours), rekey=False)
         buffer = memoryview(bytearray(_MESSAGE + b"\0"))
         out = memoryview(bytearray(room_for(len(_MESSAGE))))
         other.sendall(out[: RecordWriter(theirs).seal(buffer, len(_MESSAGE), out)])

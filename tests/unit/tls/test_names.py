@@ -133,6 +133,7 @@ def test_what_cannot_be_read_is_for_nobody() -> None:
         assert "cannot be read" in mismatch(bad, server_name("www.example.com"))
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")  # cryptography's, to its users
 @settings(max_examples=300)
 @given(data=st.data())
 def test_no_change_of_a_certificate_raises(data: st.DataObject) -> None:
