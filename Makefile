@@ -40,6 +40,7 @@ unit: export PYTHONPATH = $(CURDIR)/tests
 unit: $(VENV)/.tested-with
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
+	TEST_IN_MOTION=1 $(BIN)/coverage run -m pytest tests/unit/relay
 	$(BIN)/python -m harness.measuring
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
@@ -56,6 +57,8 @@ kernel: export TEST_KERNEL_TLS = on
 kernel: $(VENV)/.tested-with  ## Test kernel TLS, on a kernel that is booted for it
 	$(BIN)/python -m harness.guest pytest --color=no -p no:cacheprovider \
 	  --override-ini=timeout=300 $(IN_GUEST)
+	TEST_IN_MOTION=1 $(BIN)/python -m harness.guest pytest --color=no -p no:cacheprovider \
+	  --override-ini=timeout=300 tests/kernel/test_moving.py tests/unit/relay
 
 .PHONY: bench
 bench: $(VENV)/.tested-with  ## Measure against stunnel (some minutes; QUICK=1, SYSTEMS=handfast,handfast-kernel)

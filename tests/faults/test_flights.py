@@ -77,7 +77,7 @@ class Rig:
             acceptor.drain()  # it ends with its last attempt, and that has a deadline
             loop.run()
         if handed_over := channel.receive(self._receiver):
-            os.close(handed_over[1])
+            os.close(handed_over[1][0])
         client.join(DEADLINE)
         loop.close()
         return counting.sent, client.session

@@ -15,6 +15,8 @@ from handfast.transport.probe import probe
 KERNEL_TLS: Final = os.environ.get("TEST_KERNEL_TLS", "off")
 IN_GUEST: Final = "TEST_IN_GUEST" in os.environ
 IN_KERNEL: Final = KERNEL_TLS == "on"
+IN_MOTION: Final = "TEST_IN_MOTION" in os.environ
+"""The relay's own tests, with connections that go to another relay and back all the time."""
 
 
 def sized(count: int, divisor: int = 10) -> int:
@@ -25,4 +27,8 @@ def sized(count: int, divisor: int = 10) -> int:
 needs_rekey: Final = pytest.mark.skipif(
     IN_KERNEL and not probe().rekey,
     reason="this kernel follows no key update; tests/kernel has what becomes of such a client",
+)
+
+stays: Final = pytest.mark.skipif(
+    IN_MOTION, reason="it looks at a connection that stays where it is"
 )

@@ -18,6 +18,7 @@ from handfast.tls.keys import Suite
 from handfast.tls.record import MAX_PLAINTEXT
 from handfast.tls.session import Session
 from handfast.transport.kernel import Support
+from harness.homes import stays
 from harness.streams import random_bytes, sha256
 from unit.relay.relaying import (
     Peer,
@@ -279,6 +280,7 @@ def test_our_direction_alone_can_be_in_the_kernel(
         front.until(lambda: front.connections[0].to_target.ended)
 
 
+@stays
 def test_what_the_probe_did_not_foresee_is_no_problem_either(
     front: Relaying, door: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -504,6 +506,7 @@ def test_everything_arrives_before_the_end_however_slowly_it_is_read(
     assert sha256(received) == sha256(sent)
 
 
+@stays
 @either_version
 def test_the_end_does_not_overtake_what_the_kernel_still_holds(
     front: Relaying, door: socket.socket, suite: Suite

@@ -202,6 +202,7 @@ class Acceptor:
             except OSError as error:  # it cannot be sent at all: too long, say
                 reason = error.strerror or str(error)
                 self.log.emit(SystemFault("a connection cannot be handed over", reason))
+            handover.wipe()
             sock.close()
             return True
         return False

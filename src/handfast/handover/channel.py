@@ -1,8 +1,9 @@
 """The channel of hand-over messages: one way, over a SOCK_SEQPACKET pair.
 
-Message boundaries are kept and a message arrives whole with its descriptor or not at all, so
-several acceptors may share the sending end. The supervisor keeps both ends open: what is in the
-queue when a relay dies is taken by the one that replaces it.
+Message boundaries are kept and a message arrives whole with its descriptors or not at all, so
+several processes may share the sending end. The supervisor keeps both ends open: what is in the
+queue when a relay dies is taken by the one that replaces it. What was sent is the receiver's alone:
+nothing is sent twice, and nobody waits for an answer.
 """
 
 from __future__ import annotations
@@ -14,13 +15,22 @@ import socket
 from typing import Final
 
 from handfast.errors import HandfastError
-from handfast.handover.message import MAX_MESSAGE, Handover, decode, encode
+from handfast.handover.message import (
+    MAX_BULK,
+    MAX_MESSAGE,
+    Handover,
+    decode,
+    encode_into,
+    with_bulk,
+)
 
 _FD_SIZE: Final = array.array("i").itemsize
-_ANCILLARY: Final = socket.CMSG_SPACE(4 * _FD_SIZE)
+_MOST: Final = 4  # descriptors that there is room for, in pairs
+_ANCILLARY: Final = socket.CMSG_SPACE(_MOST * _FD_SIZE)
 # ETOOMANYREFS: the user has RLIMIT_NOFILE descriptors on their way already (unix(7)).
 _FULL: Final = {errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}
 _buffer: Final = memoryview(bytearray(MAX_MESSAGE + 1))
+_output: Final = bytearray()
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -32,14 +42,30 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return sender, receiver
 
 
-def send(channel: socket.socket, handover: Handover, descriptor: int) -> bool:
-    """Send a message with its socket; give False when the channel is full, for a later try.
+def send(channel: socket.socket, handover: Handover, *sockets: int) -> bool:
+    """Send a message with its sockets; give False when the channel is full, for a later try.
 
-    Raises OSError when the channel is broken. The caller closes its descriptor afterwards.
+    Raises OSError when the channel is broken, or no descriptor is free for what is too long. The
+    caller closes its descriptors afterwards, and wipes the secrets.
     """
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", (descriptor,)))]
+    bulk = encode_into(_output, handover)
     try:
-        channel.sendmsg([encode(handover)], ancillary)
+        if bulk is None:
+            return _send(channel, sockets)
+        descriptor = os.memfd_create("bulk")
+        try:
+            os.write(descriptor, bulk)
+            return _send(channel, (*sockets, descriptor))
+        finally:
+            os.close(descriptor)
+    finally:
+        _output[:] = bytes(len(_output))
+
+
+def _send(channel: socket.socket, descriptors: tuple[int, ...]) -> bool:
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+    try:
+        channel.sendmsg([_output], ancillary)
     except OSError as error:
         if error.errno in _FULL:
             return False
@@ -47,8 +73,8 @@ def send(channel: socket.socket, handover: Handover, descriptor: int) -> bool:
     return True
 
 
-def receive(channel: socket.socket) -> tuple[Handover, int] | None:
-    """Take one message and the descriptor that came with it; None when there is none.
+def receive(channel: socket.socket) -> tuple[Handover, list[int]] | None:
+    """Take one message and the sockets that came with it; None when there is none.
 
     Raises HandfastError for what is not a hand-over; its descriptors do not stay open. Raises
     OSError (EMFILE) for one that is lost because no descriptor was free.
@@ -61,18 +87,23 @@ def receive(channel: socket.socket) -> tuple[Handover, int] | None:
         return None
     descriptors = _descriptors(ancillary)
     try:
-        if flags & socket.MSG_CTRUNC and not descriptors:
+        if flags & socket.MSG_CTRUNC and len(descriptors) < _MOST:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(descriptors) != 1:
-            raise HandfastError("hand-over message cut short, or not with one descriptor")
-        handover = decode(_buffer[:length])
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise HandfastError("hand-over message cut short")
+        handover, count = decode(_buffer[:length])
+        if len(descriptors) != count:
+            raise HandfastError(f"hand-over with {len(descriptors)} descriptors, not {count}")
+        if count > 2:
+            handover = with_bulk(handover, os.pread(descriptors[2], MAX_BULK, 0))
+            os.close(descriptors.pop())
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
         raise
     finally:
         _buffer[:length] = bytes(length)  # it has secrets, and would keep them until the next
-    return handover, descriptors[0]
+    return handover, descriptors
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

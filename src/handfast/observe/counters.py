@@ -30,6 +30,7 @@ NUMBERS: Final = (
     "handshakes_granted",
     "kernel_refused",
     "log_dropped",
+    "moved",
     "relayed",
     "resumed",
 )
@@ -94,6 +95,7 @@ class Counts(Struct, frozen=True):
     listeners: Annotated[dict[Count, Count], Meta(max_length=4096)] = {}
     handshake_seconds: Histogram = field(default_factory=Histogram)
     connect_seconds: Histogram = field(default_factory=Histogram)
+    stall_seconds: Histogram = field(default_factory=Histogram)
     gauges: Annotated[tuple[Gauge, ...], Meta(max_length=_GAUGE_ROOM // _GAUGE_FRAME)] = ()
 
 
@@ -103,7 +105,7 @@ class Counters:
     The hot path adds to the attributes directly. `bytes_in` and `bytes_out` are the clients'
     plaintext, from them and to them. `accepted_at` is by listener, `refused` by reason. `refresh`
     is called before the counts are told, to bring up to date what is not counted as it happens:
-    bytes of open connections, `gauges`.
+    bytes of open connections, `gauges`. `longest_stall` is in seconds.
     """
 
     __slots__ = (
@@ -123,10 +125,13 @@ class Counters:
         "handshakes_granted",
         "kernel_refused",
         "log_dropped",
+        "longest_stall",
+        "moved",
         "refresh",
         "refused",
         "relayed",
         "resumed",
+        "stall_seconds",
     )
 
     def __init__(self) -> None:
@@ -142,12 +147,15 @@ class Counters:
         self.connect_failures = 0
         self.kernel_refused = 0
         self.log_dropped = 0
+        self.moved = 0
+        self.longest_stall = 0.0
         self.accepted_at: dict[int, int] = {}
         self.granted_by: dict[Handshake, int] = {}
         self.failures: dict[Failure, int] = {}
         self.refused: dict[str, int] = {}
         self.handshake_seconds: Final = Histogram()
         self.connect_seconds: Final = Histogram()
+        self.stall_seconds: Final = Histogram()
         self.gauges: tuple[Gauge, ...] = ()
         self.refresh: Callable[[], None] | None = None
 
@@ -177,6 +185,12 @@ class Counters:
         """Count connections that a limit kept out."""
         self.refused[reason] = self.refused.get(reason, 0) + count
 
+    def take(self, stall: float) -> None:
+        """Count a connection that came from another relay and stood still for so many seconds."""
+        self.moved += 1
+        self.stall_seconds.add(stall)
+        self.longest_stall = max(self.longest_stall, stall)
+
     def counts(self) -> Counts:
         """Give all counts of this moment; they share their tables with this."""
         if self.refresh is not None:
@@ -189,6 +203,7 @@ class Counters:
             listeners=self.accepted_at,
             handshake_seconds=self.handshake_seconds,
             connect_seconds=self.connect_seconds,
+            stall_seconds=self.stall_seconds,
             gauges=tuple(_fitting(self.gauges)),
         )
 
@@ -218,6 +233,7 @@ def total(counts: Iterable[Counts]) -> Counts:
         listeners=_sum(each.listeners for each in every),
         handshake_seconds=_together(each.handshake_seconds for each in every),
         connect_seconds=_together(each.connect_seconds for each in every),
+        stall_seconds=_together(each.stall_seconds for each in every),
     )
 
 

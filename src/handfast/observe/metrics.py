@@ -44,6 +44,8 @@ METRICS: Final[dict[str, tuple[Kind, str]]] = {
     "handshake_duration_seconds": ("histogram", "From accept to session."),
     "connect_duration_seconds": ("histogram", "From dialling a target to its connection."),
     "connect_failures_total": ("counter", "Sessions that got no target."),
+    "connections_moved_total": ("counter", "Connections that came from another relay."),
+    "move_stall_seconds": ("histogram", "How long those stood still on their way."),
     "sessions": ("gauge", "Sessions of each relay, by where their records are sealed."),
     "kernel_tls_refused_total": ("counter", "Sessions that the kernel did not take."),
     "kernel_tls_sessions": ("gauge", "Directions of sessions in the kernel, by who does the work."),
@@ -70,6 +72,7 @@ _PLAIN: Final = {
     "handshakes_resumed_total": "resumed",
     "connect_failures_total": "connect_failures",
     "kernel_tls_refused_total": "kernel_refused",
+    "connections_moved_total": "moved",
     "log_lines_dropped_total": "log_dropped",
 }
 """Metrics that are one plain count each."""
@@ -155,6 +158,7 @@ def _connections(status: Status) -> Iterator[Sample]:
     for name, field in _PLAIN.items():
         yield name, (), status.totals.get(field, 0)
     yield "connect_duration_seconds", (), status.connect_seconds
+    yield "move_stall_seconds", (), status.stall_seconds
 
 
 def _handshakes(status: Status) -> Iterator[Sample]:

@@ -125,6 +125,7 @@ class Status(Struct, frozen=True):
     handshaking: int = 0
     handshake_seconds: Histogram = field(default_factory=Histogram)
     connect_seconds: Histogram = field(default_factory=Histogram)
+    stall_seconds: Histogram = field(default_factory=Histogram)
     gauges: tuple[ProcessGauge, ...] = ()
     kernel_tls: dict[str, int] = {}
 

@@ -185,6 +185,7 @@ class Gatherings:
             refused=counts.refused,
             handshake_seconds=counts.handshake_seconds,
             connect_seconds=counts.connect_seconds,
+            stall_seconds=counts.stall_seconds,
             gauges=tuple(
                 ProcessGauge(child.worker_id, gauge.name, dict(gauge.labels), gauge.value)
                 for child, each in self._last.items()

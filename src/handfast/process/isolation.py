@@ -53,7 +53,7 @@ PERMITS: Final = {
     Role.TEMPLATE: Permits(calls=seccomp.BASE + seccomp.FORK + seccomp.ACCEPT, secrets=True),
     Role.ACCEPTOR: Permits(calls=seccomp.BASE + seccomp.ACCEPT, secrets=True),
     Role.RELAY: Permits(
-        calls=seccomp.BASE + seccomp.DIAL + seccomp.KERNEL_TLS,
+        calls=seccomp.BASE + seccomp.DIAL + seccomp.KERNEL_TLS + seccomp.GIVE_AWAY,
         reach=landlock.Reach(connect=True),
         secrets=True,
     ),

@@ -21,6 +21,8 @@ from handfast.observe.status import CertificateExpiry
 
 T = TypeVar("T")
 _MAX: Final = 1 << 17
+MOST_DESCRIPTORS: Final = 64
+"""Of one message; the kernel's limit is 253 (SCM_MAX_FD)."""
 _FD_SIZE: Final = array.array("i").itemsize
 _SO_PASSRIGHTS: Final = 83  # asm-generic/socket.h, Linux 6.16
 # ETOOMANYREFS: the user has RLIMIT_NOFILE descriptors on their way already (unix(7)).
@@ -64,6 +66,12 @@ class Configured(msgspec.Struct, frozen=True, tag=True):
     """A relay goes by this generation's plan from now on."""
 
     generation: int
+
+
+class GivenAway(msgspec.Struct, frozen=True, tag=True):
+    """A relay has given so many connections away, as it was told to."""
+
+    count: int
 
 
 class Spawned(msgspec.Struct, frozen=True, tag=True):
@@ -119,6 +127,19 @@ class Configure(msgspec.Struct, frozen=True, tag=True):
     generation: int
 
 
+class Take(msgspec.Struct, frozen=True, tag=True):
+    """A relay is to take sessions in from now on."""
+
+
+class GiveAway(msgspec.Struct, frozen=True, tag=True):
+    """A relay is to give connections to those whose channels come along, and to tell when it has.
+
+    With `most` None all that it has; it takes no more in, and ends behind the last.
+    """
+
+    most: int | None = None
+
+
 class Serve(msgspec.Struct, frozen=True, tag=True):
     """The resolver is to serve the targets that come along, in a sealed memfd, and no others.
 
@@ -137,9 +158,11 @@ class StatusReply(msgspec.Struct, frozen=True, tag=True):
 
 
 FromChild: TypeAlias = (
-    Ready | Report | StatusRequest | Refused | Loaded | Configured | Spawned | Died
+    Ready | Report | StatusRequest | Refused | Loaded | Configured | GivenAway | Spawned | Died
 )
-ToChild: TypeAlias = Query | StatusReply | Drain | End | Spawn | Kill | Configure | Serve | Reopen
+ToChild: TypeAlias = (
+    Query | StatusReply | Drain | End | Spawn | Kill | Configure | Take | GiveAway | Serve | Reopen
+)
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _from_child: Final = msgspec.msgpack.Decoder(FromChild)
@@ -198,7 +221,7 @@ def receive_in_child(control: socket.socket) -> tuple[ToChild, list[int]]:
 def _receive(control: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> tuple[T, list[int]]:
     try:
         data, ancillary, _, _ = control.recvmsg(
-            _MAX, socket.CMSG_SPACE(4 * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
+            _MAX, socket.CMSG_SPACE(MOST_DESCRIPTORS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
         )
     except ConnectionResetError:
         data, ancillary = b"", []

@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from handfast.handover import channel
 from handfast.process.child import Child, Kind
 from handfast.process.columns import Columns
 from handfast.process.family import Family
-from handfast.process.messages import Configure, Drain, End, refuse_descriptors, send
+from handfast.process.messages import Configure, Drain, End, Take, refuse_descriptors, send
 from handfast.relay import question
 from handfast.transport.loop import Loop
 
 _NO_COLUMN_SECONDS: Final = 0.1
 
-Life = Callable[[Child, socket.socket, socket.socket, socket.socket], int]
-"""A relay's life: its place, its control socket, its channel of sessions, its channel of names."""
+Life = Callable[[Child, socket.socket, Sequence[socket.socket], socket.socket], int]
+"""A relay's life: its place, its control socket, its channels of sessions, its channel of names."""
+Pair = tuple[socket.socket, socket.socket]
 
 
 class Relays:
     """Forks the relays, keeps their channels, and tells them of new plans.
 
     Both ends of every channel stay open here: what is in a queue when a relay dies is taken by the
-    one that replaces it.
+    one that replaces it. So are the channels of the version before (`inherited`): more of them than
+    relays are shared out. While relays of that version are there, these take nothing until `take`.
     """
 
     def __init__(
-        self, count: int, family: Family, columns: Columns, loop: Loop, life: Life
+        self,
+        count: int,
+        family: Family,
+        columns: Columns,
+        loop: Loop,
+        life: Life,
+        inherited: Sequence[Pair] = (),
     ) -> None:
         self.children = tuple(Child(Kind.RELAY, number + 1) for number in range(count))
-        self._sessions = tuple(channel.pair() for _ in self.children)
+        self.sessions = (*inherited, *(channel.pair() for _ in range(count - len(inherited))))
         self._names = tuple(question.pair() for _ in self.children)
         for _, answering in self._names:
             refuse_descriptors(answering)
@@ -41,6 +49,7 @@ class Relays:
         self._loop = loop
         self._life = life
         self._plan: tuple[int, int] | None = None
+        self._taking = not inherited
         self._awaited: set[Child] = set()
         self._configured: Callable[[], None] | None = None
         self._draining = False
@@ -48,7 +57,7 @@ class Relays:
     @property
     def senders(self) -> tuple[socket.socket, ...]:
         """The ends that the acceptors write sessions to."""
-        return tuple(sender for sender, _ in self._sessions)
+        return tuple(sender for sender, _ in self.sessions[: len(self.children)])
 
     @property
     def resolver_ends(self) -> tuple[socket.socket, ...]:
@@ -72,13 +81,14 @@ class Relays:
         if child.column < 0:  # acceptors that end hold all of them for a moment
             self._loop.call_later(_NO_COLUMN_SECONDS, lambda: self._fork(child))
             return
-        receiver = self._sessions[child.number - 1][1]
+        count = len(self.children)
+        receivers = [receiver for _, receiver in self.sessions[child.number - 1 :: count]]
         names = self._names[child.number - 1][0]
         if not self._family.fork(
             child,
             lambda control: (
-                lambda: self._life(child, control, receiver, names),
-                {receiver.fileno(), names.fileno()},
+                lambda: self._life(child, control, receivers, names),
+                {names.fileno(), *(each.fileno() for each in receivers)},
             ),
         ):
             self._columns.give_back(child)
@@ -98,11 +108,19 @@ class Relays:
             self._tell(child, self._plan)
         self._proceed()
 
-    @staticmethod
-    def _tell(child: Child, plan: tuple[int, int]) -> None:
+    def _tell(self, child: Child, plan: tuple[int, int]) -> None:
         generation, descriptor = plan
         if child.control is not None:
             send(child.control, Configure(generation), descriptor)
+            if self._taking:
+                send(child.control, Take())
+
+    def take(self) -> None:
+        """Have all of them take sessions in from now on, those forked later too."""
+        self._taking = True
+        for child in self.children:
+            if child.control is not None:
+                send(child.control, Take())
 
     def confirmed(self, child: Child, generation: int) -> None:
         """Take note that a relay goes by a plan."""
@@ -149,6 +167,6 @@ class Relays:
 
     def close(self) -> None:
         """Close the channels."""
-        for pair in (*self._sessions, *self._names):
+        for pair in (*self.sessions, *self._names):
             for sock in pair:
                 sock.close()

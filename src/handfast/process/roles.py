@@ -23,7 +23,10 @@ from handfast.process.messages import (
     Configured,
     Drain,
     End,
+    GiveAway,
+    GivenAway,
     Reopen,
+    Take,
     ToChild,
     receive_in_child,
     send,
@@ -37,7 +40,7 @@ from handfast.relay.resolver import Resolver
 from handfast.transport.census import Census, Column
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from handfast.config import Address
     from handfast.process.child import Child
@@ -69,11 +72,11 @@ class Common(msgspec.Struct, frozen=True, eq=False):
 def relay(
     child: Child,
     control: socket.socket,
-    receiver: socket.socket,
+    receivers: Sequence[socket.socket],
     names: socket.socket,
     common: Common,
 ) -> int:
-    """Be a relay; it begins when it has been told its plan."""
+    """Be a relay; it begins when it has been told its plan, and takes sessions when told to."""
     common.confine(Role.RELAY)
     try:
         plan = _first_plan(control, common.log)
@@ -85,7 +88,7 @@ def relay(
     column = Column(common.census, child.column)
 
     def start(loop: Loop, ended: Callable[[], None]) -> Relay:
-        work = Relay(loop, receiver, Resolver(loop, names), plan, column, log, ended)
+        work = Relay(loop, receivers, Resolver(loop, names), plan, column, log, ended)
         send(control, Configured(plan.generation))
         return work
 
@@ -95,6 +98,15 @@ def relay(
             log.level = Level[new.loglevel]
             work.configure(new)
             send(control, Configured(new.generation))
+        elif isinstance(message, Take):
+            work.intake.start()
+        elif isinstance(message, GiveAway) and descriptors:
+            channels = [socket.socket(fileno=each) for each in descriptors]
+            descriptors.clear()
+            work.give_away(channels, message.most, given_away)
+
+    def given_away(count: int) -> None:
+        send(control, GivenAway(count))
 
     return worker.run(control, log, start, order)
 

@@ -111,6 +111,9 @@ KERNEL_TLS: Final[tuple[Permit, ...]] = (
     *(("fcntl", (_is(1, each),)) for each in (fcntl.F_SETPIPE_SZ, fcntl.F_GETPIPE_SZ)),
 )
 
+# Connections go to other relays; what is too long for a packet goes beside it.
+GIVE_AWAY: Final[tuple[Permit, ...]] = ("memfd_create",)
+
 FORK: Final[tuple[Permit, ...]] = (
     *("fork", "vfork", "wait4", "waitid", "pidfd_open", "getpriority"),
     "pidfd_send_signal",  # to its children: the Landlock domain has no others

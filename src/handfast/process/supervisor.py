@@ -15,7 +15,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -184,9 +184,13 @@ class Supervisor:
     # Children
 
     def _relay(
-        self, child: Child, control: socket.socket, receiver: socket.socket, names: socket.socket
+        self,
+        child: Child,
+        control: socket.socket,
+        receivers: Sequence[socket.socket],
+        names: socket.socket,
     ) -> int:
-        return roles.relay(child, control, receiver, names, self._common)
+        return roles.relay(child, control, receivers, names, self._common)
 
     def template(self, generation: Generation) -> Role:
         """Give what a generation's template is to run; its files are watched from before that."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from handfast.errors import BackendError, PeerError
-from handfast.handover.message import Passthrough
+from handfast.handover.message import Established, Passthrough
 from handfast.relay.introduction import header
 from handfast.relay.moving import NEVER as STAYS
 from handfast.relay.moving import Transport, move_on, transport_of
@@ -31,6 +31,7 @@ from handfast.relay.state import Event, State, after
 from handfast.relay.upstream import Reached, Upstream
 from handfast.tls.alerts import Alert
 from handfast.tls.reader import RecordReader
+from handfast.tls.session import Session
 from handfast.tls.writer import RecordWriter
 from handfast.transport.lingering import take_leave
 from handfast.transport.plain import reset
@@ -78,8 +79,8 @@ class Connection:
     def __init__(
         self, relay: Relay, listener: ListenerPlan, client: socket.socket, handover: Handover
     ) -> None:
+        """Enter it into the relay's books; `start` or `transfer.take` has to follow."""
         session = handover.session
-        through = isinstance(session, Passthrough)
         self.bucket = 0
         self.relay = relay
         self.client = client
@@ -91,19 +92,25 @@ class Connection:
         self.upstream: Upstream | None = None
         self.state = State.CLIENT_CONNECTED
         self.touched = relay.loop.time()
-        self.warm = through  # there are no keys to derive
         self.report = Reporter(relay.log, listener, handover)
         self.to_target = Flow(self)
         self.to_client = Flow(self)
         self.to_target.source = self.to_client.sink = client
-        if not isinstance(session, Passthrough):
+        self.aligning = False
+        through = isinstance(session, Passthrough) or (
+            isinstance(session, Established) and session.client is None
+        )
+        self.warm = through  # there are no keys to derive
+        self.due = STAYS if through else listener.kernel_after
+
+    def meet(self, session: Session | Passthrough) -> None:
+        """Take the client's session, fresh from its handshake, or what there is in its place."""
+        if isinstance(session, Session):
             self.to_target.reader = RecordReader(session)
             self.to_client.writer = RecordWriter(session)
             session.wipe()
             if session.unsent:
                 self.to_client.hold(session.unsent)
-        self.aligning = False
-        self.due = STAYS if through else listener.kernel_after
         if self.due == 0:
             self.move_on()
         self.report.client_connect(session, self.transport)
@@ -133,9 +140,8 @@ class Connection:
             return self.to_target.carried, self.to_client.carried
         return reader.bytes, writer.bytes
 
-    def start(self, handover: Handover) -> None:
+    def start(self, handover: Handover, session: Session | Passthrough) -> None:
         """Make for a target."""
-        session = handover.session
         service = self.relay.generation.service(handover)
         if service is None:
             self._abort(Alert.ACCESS_DENIED, "no target for this name")
@@ -280,7 +286,11 @@ class Connection:
         self.to_target.release()
         self.to_client.release()
         self.relay.forget(self)
-        # They and this refer to each other: without them the memory goes back at once.
+        self.leave()
+
+    def leave(self) -> None:
+        """Let go of the flows. They and this refer to each other: so the memory goes at once."""
+        self.state = State.CLOSED
         del self.to_target, self.to_client
 
     def expired(self, now: float) -> None:

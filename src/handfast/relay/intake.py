@@ -13,7 +13,8 @@ import os
 import resource
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from handfast.errors import HandfastError
@@ -31,36 +32,51 @@ _MOST_SPARE: Final = 1024
 
 
 class Intake:
-    """Takes sessions from `receiver` and gives them to `adopt`, with their descriptors.
+    """Takes sessions from `receivers` and gives them to `adopt`, with their descriptors.
 
-    After `drain`, when the channel is empty, `drained` is true, and `rested` is called.
+    It begins with `start`. After `drain`, when the channels are empty, or after `stop`, `drained`
+    is true; `rested` is called then.
     """
 
     def __init__(
         self,
         loop: Loop,
-        receiver: socket.socket,
-        adopt: Callable[[Handover, int], None],
+        receivers: Sequence[socket.socket],
+        adopt: Callable[[Handover, list[int]], None],
         rested: Callable[[], None],
         log: Log,
     ) -> None:
         self._loop = loop
-        self._receiver = receiver
+        self._receivers = receivers
         self._adopt = adopt
         self._rested = rested
         self.drained = False
         self._log = log
         self._ceiling: Final = ceiling()
         self._paused = False
+        self._started = False
         self._draining = False
         self._calm = Alarm(loop)
         self._told = False
-        loop.add_reader(receiver.fileno(), self._take)
 
-    def _take(self) -> bool:
+    def start(self) -> None:
+        """Take sessions from now on."""
+        if not self._started:
+            self._started = True
+            self._listen()
+
+    def _listen(self) -> None:
+        for each in self._receivers:
+            self._loop.add_reader(each.fileno(), partial(self._take, each))
+
+    def _ignore(self) -> None:
+        for each in self._receivers:
+            self._loop.remove_reader(each.fileno())
+
+    def _take(self, receiver: socket.socket) -> bool:
         """Take one session; False when there was none, or there was no room for it."""
         try:
-            taken = channel.receive(self._receiver)
+            taken = channel.receive(receiver)
         except OSError as error:  # no descriptor was free after all
             self.refuse(error.strerror or str(error))
             self.pause()
@@ -70,7 +86,7 @@ class Intake:
             return True
         if taken is None:
             return False
-        if taken[1] >= self._ceiling:
+        if max(taken[1]) >= self._ceiling:
             self.pause()
         self._adopt(*taken)
         return True
@@ -82,19 +98,24 @@ class Intake:
     def drain(self) -> None:
         """Take what is in the channel and no more."""
         self._draining = True
-        while not self._paused and self._take():
-            pass
+        for each in self._receivers:
+            while not self._paused and self._take(each):
+                pass
         if not self._paused:
-            self._loop.remove_reader(self._receiver.fileno())
-            self.drained = True
+            self.stop()
             self._rested()
+
+    def stop(self) -> None:
+        """Take no more, whatever is in the channels: it is another relay's."""
+        self._draining = self.drained = True
+        self._ignore()
 
     def pause(self) -> None:
         """Take nothing for a while: a descriptor was wanted, and none was free, or few are left."""
-        if self._paused:
+        if self._paused or self.drained:
             return
         self._paused = True
-        self._loop.remove_reader(self._receiver.fileno())
+        self._ignore()
         self._loop.call_later(PAUSE_SECONDS, self._look_again)
         self._calm.stop()
         if not self._told:
@@ -102,12 +123,14 @@ class Intake:
             self._log.emit(Accepting("paused", "few descriptors are left; raise LimitNOFILE"))
 
     def _look_again(self) -> None:
-        if _lowest_free(self._receiver.fileno()) >= self._ceiling:
+        if self.drained:
+            return
+        if _lowest_free(self._receivers[0].fileno()) >= self._ceiling:
             self._loop.call_later(PAUSE_SECONDS, self._look_again)
             return
         self._paused = False
         self._calm.set(CALM_SECONDS, self._recovered)
-        self._loop.add_reader(self._receiver.fileno(), self._take)
+        self._listen()
         if self._draining:
             self.drain()
 

@@ -151,6 +151,11 @@ class Flow:
             loop.remove_reader(self.source.fileno())
         loop.add_writer(self.sink.fileno(), self._writable)
 
+    def take_pending(self) -> bytes | None:
+        """Give what waits to be written, for another relay to write; None when nothing waits."""
+        pending, self.pending = self.pending, None
+        return None if pending is None else bytes(pending)
+
     def answer(self) -> bool:
         """Seal what the sink is owed, a KeyUpdate or no_renegotiation; True if more can follow.
 

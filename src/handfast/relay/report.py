@@ -9,7 +9,7 @@ from handfast.observe.events import Auth, KernelRefused, Proxy
 from handfast.tls.alerts import alert_name
 from handfast.tls.certificates import certificate_fields
 from handfast.tls.keys import VERSION_NAMES
-from handfast.tls.session import Session
+from handfast.tls.session import Peer, Session
 
 if TYPE_CHECKING:
     from handfast.errors import BackendError
@@ -70,6 +70,25 @@ class Reporter:
             group=peer.group,
             transport=transport.value if transport else "",
         )
+
+    def peer(self, certificates: tuple[bytes, ...]) -> Peer:
+        """Give what is known of the client; `certificates` are its own."""
+        return Peer(self._client_ip, self._client_port or 0, certificates=certificates)
+
+    @property
+    def server(self) -> tuple[str, int]:
+        """The target's address as the log has it."""
+        return self._server_ip, self._server_port or 0
+
+    @property
+    def logged(self) -> tuple[bool, bool]:
+        """Whether the end of the target and that of the client have been told."""
+        return self._server_ended, self._client_ended
+
+    def go_on(self, server: tuple[str, int], logged: tuple[bool, bool]) -> None:
+        """Go on where another relay was, by its `server` and `logged`."""
+        self._server_ip, self._server_port = server[0], server[1] or None
+        self._server_ended, self._client_ended = logged
 
     def kernel_refused(self, direction: Literal["tx", "rx"], description: str) -> None:
         """Tell that the kernel did not take a direction of the client's session."""

@@ -84,6 +84,16 @@ class _Splicing(Flow):
             connection.relay.pipes.give_back(pipe)
         return True
 
+    def take_pending(self) -> bytes | None:
+        """Give what waits, in the pipe first, which is given back."""
+        pipe, self.held = self.held, None
+        rest = super().take_pending()
+        if pipe is None or rest is None:
+            return rest
+        data = pipe.drain()
+        self.connection.relay.pipes.give_back(pipe)
+        return data + rest
+
     def _writable(self) -> None:
         pipe = self.held
         if pipe is not None:

@@ -15,14 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, TypeAlias
 
+import msgspec
+
 from handfast.config import Address, Service, Target, TargetTls
-from handfast.errors import BackendError
+from handfast.errors import BackendError, HandfastError
 from handfast.observe import events
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 
 Identity: TypeAlias = tuple[Address, TargetTls | None]
+_encoder: Final = msgspec.msgpack.Encoder()
+_identities: Final[msgspec.msgpack.Decoder[Identity]] = msgspec.msgpack.Decoder(Identity)
+
 Clock: TypeAlias = Callable[[], float]
 Emit: TypeAlias = Callable[[events.Event], None]
 
@@ -183,6 +188,17 @@ class Targets:
         """Give the pool of one of the configured services, the same until the next `configure`."""
         return self._pools[service]
 
+    def hold(self, identity: Identity) -> TargetState:
+        """Count a connection that another relay had to a target, to be released.
+
+        The target may be none of those that are configured.
+        """
+        state = self._known.get(identity)
+        if state is None:
+            state = self._known[identity] = TargetState(identity, self._clock, self._emit)
+        state.active += 1
+        return state
+
     def states(self) -> Iterable[TargetState]:
         """Give what is known of each target."""
         return self._known.values()
@@ -199,6 +215,19 @@ class Targets:
     def _share(self, target: Target) -> int:
         limit = target.max_connections
         return max(1, limit // self._relays) if limit else 0
+
+
+def encode_identity(address: Address, tls: TargetTls | None) -> bytes:
+    """Encode what a target is known by, for another relay."""
+    return _encoder.encode((address, tls))
+
+
+def decode_identity(data: bytes) -> Identity:
+    """Read what `encode_identity` wrote; raises HandfastError for anything else."""
+    try:
+        return _identities.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HandfastError(f"malformed target: {error}") from None
 
 
 def _identity(target: Target) -> Identity:

@@ -35,6 +35,10 @@ class Deadlines:
         self._due: deque[tuple[int, Expiring]] = deque()
         self._timer: Timer | None = None
 
+    def __len__(self) -> int:
+        """Count the items that have a deadline."""
+        return sum(map(len, self._buckets.values()))
+
     def set(self, item: Expiring, when: float) -> None:
         """Set or move the deadline of an item."""
         bucket = max(1, ceil(when * _PER_SECOND))

@@ -33,8 +33,8 @@ class Timer:
 
     __slots__ = ("callback",)
 
-    def __init__(self, callback: Callback) -> None:
-        self.callback: Callback | None = callback
+    def __init__(self, callback: Callback | None) -> None:
+        self.callback = callback
 
     def cancel(self) -> None:
         """Do not call back."""

@@ -67,6 +67,15 @@ class Pipe:
         """Move bytes from the pipe to a socket. Raises OSError, EAGAIN when that takes none."""
         self._length -= os.splice(self._output, sink, self._length, flags=_FLAGS)
 
+    def drain(self) -> bytes:
+        """Take all bytes out of the pipe, into memory."""
+        data = b""
+        while self._length:
+            piece = os.read(self._output, self._length)
+            self._length -= len(piece)
+            data += piece
+        return data
+
     def close(self) -> None:
         """Close it, with what is in it."""
         os.close(self._input)

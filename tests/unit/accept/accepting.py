@@ -166,7 +166,7 @@ class Accepting:
 
     def taken(self, relay: int = 0) -> tuple[Handover, socket.socket]:
         """Take the next connection as a relay does."""
-        found: list[tuple[Handover, int]] = []
+        found: list[tuple[Handover, list[int]]] = []
 
         def take() -> bool:
             received = channel.receive(self.channels[relay][1])
@@ -175,7 +175,7 @@ class Accepting:
             return bool(found)
 
         self.until(take)
-        handover, descriptor = found[0]
+        handover, (descriptor,) = found[0]
         return handover, self._stack.enter_context(socket.socket(fileno=descriptor))
 
     def nothing_is_held(self) -> bool:

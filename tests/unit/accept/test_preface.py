@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from handfast.accept.preface import Preface
 from handfast.config import Route, Service, Target, TcpAddress
-from handfast.handover.message import MAX_MESSAGE, Handover, Passthrough, encode
+from handfast.handover.message import MAX_MESSAGE, Handover, Passthrough
 from handfast.policy.routes import Routes
 from handfast.tls.handshake import MAX_HANDSHAKE, HandshakeError, Outcome
 from handfast.tls.session import Peer
+from unit.handover.encoding import encode
 
 READ = 1 << 15
 SERVICE = Service(targets=(Target(address=TcpAddress(host="192.0.2.1", port=1)),))

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from handfast.errors import HandfastError
 from handfast.handover import channel
-from handfast.handover.message import MAX_MESSAGE, Handover, encode
+from handfast.handover.message import MAX_MESSAGE, Handover
 from handfast.tls.handshake import MAX_HANDSHAKE
+from unit.handover.encoding import encode
 from unit.tls.sessions import AES128, sessions
 
 Pair = tuple[socket.socket, socket.socket]
@@ -77,7 +78,7 @@ def test_a_session_arrives_with_its_socket(pair: Pair) -> None:
         theirs.close()
         taken = channel.receive(receiver)
         assert taken is not None
-        with socket.socket(fileno=taken[1]) as moved:
+        with socket.socket(fileno=taken[1][0]) as moved:
             moved.sendall(b"hello")
 
             assert ours.recv(10) == b"hello"
@@ -91,8 +92,8 @@ def test_the_descriptor_that_arrives_is_not_inherited(pair: Pair, descriptor: in
     taken = channel.receive(receiver)
 
     assert taken is not None
-    assert fcntl.fcntl(taken[1], fcntl.F_GETFD) & fcntl.FD_CLOEXEC
-    os.close(taken[1])
+    assert fcntl.fcntl(taken[1][0], fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    os.close(taken[1][0])
 
 
 def test_an_empty_channel_gives_none(pair: Pair) -> None:
@@ -108,7 +109,7 @@ def test_the_largest_hand_over_fits_an_empty_channel(pair: Pair, descriptor: int
 
     assert taken is not None
     assert taken[0] == large
-    os.close(taken[1])
+    os.close(taken[1][0])
 
 
 def test_a_full_channel_takes_more_when_it_was_read(pair: Pair, descriptor: int) -> None:
@@ -119,7 +120,7 @@ def test_a_full_channel_takes_more_when_it_was_read(pair: Pair, descriptor: int)
 
     received = 0
     while (taken := channel.receive(receiver)) is not None:
-        os.close(taken[1])
+        os.close(taken[1][0])
         received += 1
 
     assert received == sent > 0
@@ -136,9 +137,9 @@ def test_messages_keep_their_order_and_their_descriptors(pair: Pair) -> None:
         taken = channel.receive(receiver)
         assert taken is not None
         assert taken[0].listener == number
-        assert os.write(taken[1], b"x") == 1
+        assert os.write(taken[1][0], b"x") == 1
         assert ours.recv(1) == b"x"
-        os.close(taken[1])
+        os.close(taken[1][0])
         ours.close()
         theirs.close()
 
@@ -201,7 +202,7 @@ def test_a_good_message_is_read_after_a_bad_one(pair: Pair, descriptor: int) -> 
 
     assert taken is not None
     assert taken[0] == handover()
-    os.close(taken[1])
+    os.close(taken[1][0])
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

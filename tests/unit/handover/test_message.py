@@ -7,10 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from handfast.errors import HandfastError
-from handfast.handover.message import MAX_MESSAGE, Handover, decode, encode
+from handfast.handover.message import MAX_MESSAGE, Handover
+from handfast.handover.message import decode as decode_with_count
 from handfast.tls.handshake import MAX_HANDSHAKE
 from handfast.tls.keys import Suite
+from unit.handover.encoding import encode
 from unit.tls.sessions import AES128, AES128_12, either_version, sessions
+
+
+def decode(data: memoryview) -> Handover:
+    return decode_with_count(data)[0]
 
 
 @either_version
@@ -47,7 +53,7 @@ def test_another_format_is_refused(version: int) -> None:
 @given(data=st.binary(max_size=200), known=st.booleans())
 def test_any_bytes_give_a_hand_over_or_an_error(data: bytes, known: bool) -> None:
     with contextlib.suppress(HandfastError):
-        decode(memoryview((b"\x02" + bytes(17) + b"\x99\x00" if known else b"") + data))
+        decode(memoryview((b"\x03" + bytes(17) + b"\x99\x00" if known else b"") + data))
 
 
 @given(flips=st.lists(st.tuples(st.integers(0, 500), st.integers(1, 255)), min_size=1, max_size=4))

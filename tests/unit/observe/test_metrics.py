@@ -59,6 +59,7 @@ FULL = Status(
         "handshakes_failed": 7,
         "kernel_refused": 14,
         "log_dropped": 8,
+        "moved": 23,
         "relayed": 9,
         "resumed": 10,
     },
@@ -71,6 +72,7 @@ FULL = Status(
     handshaking=13,
     handshake_seconds=durations(0.004, 0.004, 60.0),
     connect_seconds=durations(0.0001),
+    stall_seconds=durations(0.02),
     gauges=(
         ProcessGauge("relay-1", "target_up", {"target": "tcp://a:1"}, 0.0),
         ProcessGauge("relay-2", "target_up", {"target": "tcp://a:1"}, 1.0),

@@ -6,7 +6,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,7 +60,7 @@ def orders(control: socket.socket) -> Iterator[tuple[ToChild, list[int]]]:
 
 
 def obedient_relay(
-    child: Child, control: socket.socket, receiver: socket.socket, names: socket.socket
+    child: Child, control: socket.socket, receivers: Sequence[socket.socket], names: socket.socket
 ) -> int:
     """Go by every plan, and say so."""
     for message, descriptors in orders(control):

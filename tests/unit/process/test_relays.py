@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -17,7 +17,7 @@ from unit.process.household import Household, orders
 
 
 def life(
-    child: Child, control: socket.socket, receiver: socket.socket, names: socket.socket
+    child: Child, control: socket.socket, receivers: Sequence[socket.socket], names: socket.socket
 ) -> int:
     """Go by every plan that says something, and say so."""
     send(control, Ready())
@@ -190,7 +190,7 @@ def test_relays_are_told_to_end_their_connections(pair: Pair) -> None:
 
 
 def echo(
-    child: Child, control: socket.socket, receiver: socket.socket, names: socket.socket
+    child: Child, control: socket.socket, receivers: Sequence[socket.socket], names: socket.socket
 ) -> int:
     send(control, Ready())
     names.setblocking(True)

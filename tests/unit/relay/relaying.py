@@ -21,12 +21,13 @@ from handfast.relay.connection import Connection
 from handfast.relay.plan import ListenerPlan, Plan
 from handfast.relay.relay import Relay
 from handfast.relay.resolver import Resolver
+from handfast.relay.transfer import can_go, give
 from handfast.tls.keys import Suite
 from handfast.tls.session import Session
 from handfast.transport.census import Census, Column
 from handfast.transport.kernel import Support
 from handfast.transport.probe import probe
-from harness.homes import IN_KERNEL
+from harness.homes import IN_KERNEL, IN_MOTION
 from harness.instance import parse_line
 from unit.relay.clock import Clock
 from unit.tls.sessions import AES128, End, sessions
@@ -120,7 +121,7 @@ class Peer:
             try:
                 left = left[self.sock.send(left) :]
             except BlockingIOError:
-                self._relaying.loop.turn()
+                self._relaying.turn()
 
     def finish(self) -> None:
         self.sock.shutdown(socket.SHUT_WR)
@@ -206,12 +207,49 @@ class TlsTarget(Peer):
         return data
 
 
+class Shuttle:
+    """Another relay, to which all connections that can go are moved, and back from there."""
+
+    def __init__(self, relaying: Relaying, log: Log, stack: ExitStack) -> None:
+        self._relaying = relaying
+        self._channels = [channel.pair(), channel.pair()]
+        asking, answering = question.pair()
+        for each in (*self._channels[0], *self._channels[1], asking, answering):
+            stack.enter_context(each)
+        loop = relaying.loop
+        self._other = Relay(
+            loop, [self._channels[0][1]], Resolver(loop, asking), plan_of(),
+            Column(relaying.census, 1), log, lambda: None,
+        )  # fmt: skip
+
+    def and_back(self) -> None:
+        here, there = self._relaying.relay, self._other
+        there.generation = here.generation
+        there.targets.configure(here.generation.services(), 1)
+        left = sorted(here.connections, key=lambda each: each.touched)
+        for connection in left:
+            if can_go(connection):
+                self._move(connection, 0, there)
+                for moved in list(there.connections):
+                    self._move(moved, 1, here)
+
+    def _move(self, connection: Connection, way: int, relay: Relay) -> None:
+        sender, receiver = self._channels[way]
+        handover, sockets = give(connection)
+        assert channel.send(sender, handover, *(each.fileno() for each in sockets))
+        for each in sockets:
+            each.close()
+        taken = channel.receive(receiver)
+        assert taken is not None
+        relay._adopt(*taken)
+
+
 class Relaying:
     """The relay, and everything around it."""
 
     def __init__(self, plan: Plan, stack: ExitStack) -> None:
         self.loop = Clock()
-        self.census = Census(1)
+        self.census = Census(2)
         self.drained = False
         self._stack = stack
         self._log = os.memfd_create("log")
@@ -221,9 +259,11 @@ class Relaying:
             stack.enter_context(each)
         log = Log(self._log, Level.DEBUG, process_type="worker")
         self.relay = Relay(
-            self.loop, receiver, Resolver(self.loop, asking), plan, Column(self.census, 0), log,
+            self.loop, [receiver], Resolver(self.loop, asking), plan, Column(self.census, 0), log,
             self._ended,
         )  # fmt: skip
+        self.relay.intake.start()
+        self._there = Shuttle(self, log, stack) if IN_MOTION else None
         stack.callback(self._close)
 
     def _ended(self) -> None:
@@ -237,7 +277,19 @@ class Relaying:
         os.close(self._log)
 
     def until(self, condition: Callable[[], object]) -> None:
-        self.loop.until(condition)
+        def moved_and_done() -> object:
+            self._move()
+            return condition()
+
+        self.loop.until(moved_and_done)
+
+    def turn(self) -> None:
+        self._move()
+        self.loop.turn()
+
+    def _move(self) -> None:
+        if self._there is not None:
+            self._there.and_back()
 
     def events(self, event: str = "proxy", **fields: str) -> list[dict[str, str]]:
         size = os.fstat(self._log).st_size

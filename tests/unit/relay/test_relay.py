@@ -160,6 +160,7 @@ def test_the_counts_tell_how_each_target_is() -> None:
         gauges = front.relay.counters.counts().gauges
 
     assert {(each.name, each.labels): each.value for each in gauges} == {
+        ("longest_stall_seconds", ()): front.relay.counters.longest_stall,
         ("sessions", (("transport", "user"),)): not IN_KERNEL,
         ("sessions", (("transport", "kernel"),)): IN_KERNEL,
         ("sessions", (("transport", "kernel-tx"),)): 0,
