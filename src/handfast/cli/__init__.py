@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         "--watch", action="store_true", help="show it every second, with rates, until Ctrl-C"
     )
     _command(commands, "reload", "have a running handfast read its configuration and files again")
+    upgrade = _command(
+        commands, "upgrade", "have the installed version take over, with all connections"
+    )
+    upgrade.add_argument("--python", metavar="PATH", help="the interpreter of another installation")
+    upgrade.add_argument("--json", action="store_true", help="for programs")
     _command(commands, "stop", "drain and stop a running handfast, and wait for it")
     commands.add_parser("version", help="print the version", allow_abbrev=False)
     return parser

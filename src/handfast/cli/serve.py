@@ -24,17 +24,25 @@ from handfast.process.commands import control_path, state_directory
 from handfast.process.daemon import Launch, daemonize, require_logfile
 from handfast.process.development import DevelopmentCertificate, files_in, prepare
 from handfast.process.fork import fork
+from handfast.process.inheritance import claim, keep_to_ourselves, read
 from handfast.process.listening import Bound
 from handfast.process.pidfile import PidFile
+from handfast.process.proof import run as prove
 from handfast.process.source import Source
+from handfast.process.succession import RETURNED, claim_proof
 from handfast.process.supervisor import Plan, Supervisor
 from handfast.process.systemd import ServiceManager
+from handfast.process.upgrades import Inherited
 
 _DEMO_LISTEN = "127.0.0.1:8443"
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until told to stop."""
+    left, proof = claim(os.environ), claim_proof(os.environ)
+    inherited = None
+    if left >= 0 and proof < 0:
+        inherited = Inherited(read(left), left, os.environ.pop(RETURNED, ""))
     single = [options.listen, options.target, options.cert, options.key]
     if options.config is not None and any(single):
         raise ConfigError("give either -c FILE, or --listen, --target, --cert and --key")
@@ -44,13 +52,24 @@ def run(options: argparse.Namespace) -> int:
     elif options.target or options.cert or options.key:
         plan = _option_plan(options)
     else:
-        plan = _demo_plan(options.listen or _DEMO_LISTEN)
+        plan = _demo_plan(options.listen or _DEMO_LISTEN, inherited)
+    if proof >= 0:
+        return prove(plan, left, proof)
+    if inherited is not None:
+        return _go_on(plan, inherited)
     if not options.daemon:
         return _serve(plan)
     if options.config is None:
         raise ConfigError("a daemon needs a configuration that can be read again: give -c FILE")
     require_logfile(plan.config.logfile)
     return _serve_detached(plan, daemonize())
+
+
+def _go_on(plan: Plan, inherited: Inherited) -> int:
+    """Take the place of the program before, in its process."""
+    keep_to_ourselves(inherited.inheritance)
+    os.environ.update(inherited.inheritance.environment)
+    return _serve(replace(plan, announce=_quietly, inherited=inherited))
 
 
 def _serve_detached(plan: Plan, launch: Launch) -> int:
@@ -69,15 +88,23 @@ def _serve(plan: Plan) -> int:
     with ExitStack() as stack:
         if plan.demo is not None:
             stack.enter_context(plan.demo)
+        pidfile = None
         if plan.config.pidfile:
-            stack.enter_context(closing(PidFile(plan.config.pidfile)))
+            pidfile = stack.enter_context(closing(_pidfile(plan.config.pidfile, plan.inherited)))
         log = Log.open(plan.config.logfile, Level[plan.config.loglevel], process_type="master")
         try:
             manager = ServiceManager(os.environ)
-            Supervisor(replace(plan, manager=manager), log).run()
+            Supervisor(replace(plan, manager=manager, pidfile=pidfile), log).run()
         except ConfigError as error:
             raise plan.source.locate(error) from None
     return 0
+
+
+def _pidfile(path: str, inherited: Inherited | None) -> PidFile:
+    before = inherited.inheritance.pidfile if inherited else None
+    if before is not None and before.name == path:
+        return PidFile(path, before.descriptor)
+    return PidFile(path)
 
 
 def _raise_descriptor_limit() -> None:
@@ -120,10 +147,14 @@ def _development_certificate(directory: Path) -> DevelopmentCertificate:
     return files_in(directory)
 
 
-def _demo_plan(listen: str) -> Plan:
+def _demo_plan(listen: str, inherited: Inherited | None) -> Plan:
     files = _development_certificate(state_directory() / "development")
-    demo = socket.create_server(("127.0.0.1", 0))
-    demo.setblocking(False)
+    before = inherited.inheritance.demo if inherited else -1
+    if before >= 0:
+        demo = socket.socket(fileno=before)
+    else:
+        demo = socket.create_server(("127.0.0.1", 0))
+        demo.setblocking(False)
     target = f"tcp://127.0.0.1:{demo.getsockname()[1]}"
     parsed = config.from_options(
         listen, target, str(files.chain), str(files.key), cores=usable_cores()

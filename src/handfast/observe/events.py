@@ -279,6 +279,29 @@ class Doubtful(Event, frozen=True):
     error_msg: str
 
 
+class Upgrade(Event, frozen=True, kw_only=True):
+    """Another program has taken the place of the one before, or has not: `error_msg` says why.
+
+    `returned` means that it did not come up, and that the one before serves again.
+    `connections_moved` are those that it went on with, and `longest_stall_ms` how long one of them
+    stood still at most. `duration_ms` is from the order to the end of the last old process.
+    """
+
+    NAME = "upgrade"
+    outcome: Literal["ok", "refused", "returned"]
+    from_version: str
+    to_version: str
+    connections_moved: int | None = None
+    longest_stall_ms: float | None = None
+    duration_ms: float
+    error_msg: str = ""
+
+    @property
+    def level(self) -> Level:
+        """One that worked is INFO, any other ERROR."""
+        return Level.INFO if self.outcome == "ok" else Level.ERROR
+
+
 class Reload(Event, frozen=True, kw_only=True):
     """A new generation of the configuration serves (`ok`), or was refused and changed nothing."""
 

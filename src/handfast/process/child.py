@@ -20,6 +20,7 @@ class Kind(Enum):
     RESOLVER = "resolver"
     MONITOR = "monitor"
     DEMO = "demo"
+    PROOF = "proof"
 
 
 class Child:

@@ -21,13 +21,33 @@ from handfast.observe.status import Status
 MAX_REQUEST: Final = 4096
 _MAX_ANSWER: Final = 1 << 26
 _TIMEOUT: Final = 10.0
-_RELOAD_TIMEOUT: Final = 150.0
+_CHANGE_TIMEOUT: Final = 300.0
+
+_CHANGES: Final = ("reload", "upgrade", "rebalance")
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A command to a running handfast."""
+    """A command to a running handfast. `python` is the interpreter to upgrade to, if another."""
 
-    command: Literal["status", "reload", "stop"]
+    command: Literal["status", "reload", "upgrade", "rebalance", "stop"]
+    python: str = ""
+
+
+class Upgraded(msgspec.Struct, frozen=True):
+    """What came of an upgrade: the versions, and the connections that were moved.
+
+    `longest_stall` is how long one of them stood still at most, and `p99_stall` what 99 of 100 were
+    below, by the bounds of a histogram; all in seconds. `died` tells of processes that ended on the
+    way other than they should, with what they held.
+    """
+
+    before: str
+    after: str
+    moved: int
+    longest_stall: float
+    p99_stall: float
+    seconds: float
+    died: tuple[str, ...] = ()
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -39,6 +59,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str = ""
     wrong_configuration: bool = False
     status: Status | None = None
+    upgraded: Upgraded | None = None
+    moved: int | None = None
 
 
 def state_directory() -> Path:
@@ -73,7 +95,7 @@ def ask(path: Path, request: Request, *, wait: bool = False) -> Answer:
     Raises HandfastError when no handfast listens there.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(_RELOAD_TIMEOUT if request.command == "reload" else _TIMEOUT)
+        connection.settimeout(_CHANGE_TIMEOUT if request.command in _CHANGES else _TIMEOUT)
         try:
             connection.connect(str(path))
             connection.sendall(msgspec.json.encode(request) + b"\n")

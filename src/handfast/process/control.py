@@ -94,6 +94,7 @@ class Pending:
         self._loop.remove_reader(self._descriptor)
         self._loop.remove_writer(self._descriptor)
         self._server.clients.discard(self)
+        self._output = b""
         self.sock.close()
 
     def give_up(self) -> None:
@@ -105,13 +106,31 @@ class Pending:
 class ControlServer:
     """Listens on the control socket, which it makes with mode 0600 and removes at the end."""
 
-    def __init__(self, path: Path, loop: Loop, handle: Callable[[Request, Pending], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        loop: Loop,
+        handle: Callable[[Request, Pending], None],
+        inherited: socket.socket | None = None,
+    ) -> None:
+        """Listen on `path`, by the socket of the program before if that is `inherited`."""
         self.handle = handle
         self.clients: set[Pending] = set()
-        self._path = path
+        self.path = path
         self._loop = loop
-        self._sock = _bind(path)
+        self._sock = inherited or _bind(path)
         self._listen()
+
+    def fileno(self) -> int:
+        """Give the descriptor that listens, for the program that follows."""
+        return self._sock.fileno()
+
+    def adopt(self, sock: socket.socket) -> Pending:
+        """Take over who waits for an answer of the program before."""
+        sock.setblocking(False)
+        client = Pending(self, self._loop, sock)
+        self.clients.add(client)
+        return client
 
     def _listen(self) -> None:
         if self._sock.fileno() >= 0:
@@ -137,7 +156,7 @@ class ControlServer:
 
     def close(self) -> None:
         """Remove the socket; then close the connections, which tells those who wait for the end."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         self._sock.close()
         for client in list(self.clients):
             client.close()

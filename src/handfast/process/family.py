@@ -82,6 +82,19 @@ class Family:
         child.pid = pid
         return ours
 
+    def adopt(self, child: Child, control: socket.socket | None, *, own: bool) -> None:
+        """Take over a child of the program before, which has forked it in this process.
+
+        `own` says that it is a child of this process; else another one tells of its death.
+        """
+        if own:
+            child.pidfd = os.pidfd_open(child.pid)
+            self.children.add(child)
+            self._loop.add_reader(child.pidfd, lambda: self._reap(child))
+        if control is not None:
+            control.setblocking(False)
+            self._listen(child, control)
+
     def expect(self, child: Child, killer: Callable[[], object] | None = None) -> socket.socket:
         """Prepare for a child that another process forks; give the end that it is to have.
 

@@ -16,7 +16,8 @@ from setproctitle import setproctitle
 from handfast.process.linux import die_with_parent
 
 _NO_DESCRIPTOR = 0x7FFFFFFF
-_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1)
+_TERMINAL = (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_OURS = (*_TERMINAL, signal.SIGTERM, signal.SIGCHLD)
 
 
 def fork(title: str, main: Callable[[], int], keep: Iterable[int]) -> int:
@@ -59,7 +60,7 @@ def _reset_signals() -> None:
     """Leave the terminal's signals to the supervisor, and let SIGTERM end this process alone."""
     for number in _OURS:
         signal.signal(number, signal.SIG_DFL)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGPIPE):
+    for number in (*_TERMINAL, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
 

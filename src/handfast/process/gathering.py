@@ -81,10 +81,14 @@ class Gatherings:
     when it has answered: however many ask, no worker's queue is filled with questions.
 
     `describe` tells what the supervisor knows by itself; it gets the plain counts of each worker.
+    `ended` are the counts of those that have ended, those of the program before included.
     """
 
     def __init__(
-        self, loop: Loop, describe: Callable[[dict[Child, dict[str, int]]], Status]
+        self,
+        loop: Loop,
+        describe: Callable[[dict[Child, dict[str, int]]], Status],
+        ended: Counts | None = None,
     ) -> None:
         self._loop = loop
         self._describe = describe
@@ -95,7 +99,12 @@ class Gatherings:
         self._monitor: MonitorClient | None = None
         self._number = 0
         self._last: dict[Child, Counts] = {}
-        self._ended = Counts()
+        self.ended = ended or Counts()
+
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits for an answer."""
+        return self._open is not None
 
     def start(self, client: Client, workers: Iterable[Child]) -> None:
         """Ask the workers that are ready."""
@@ -143,7 +152,7 @@ class Gatherings:
         """Wait no more for a worker that has ended, and keep what it has counted."""
         counts = self._last.pop(child, None)
         if counts is not None:
-            self._ended = total((self._ended, _lasting(counts)))
+            self.ended = total((self.ended, _lasting(counts)))
         self._owing.discard(child)
         self._arrived(self._number, child)
 
@@ -170,7 +179,7 @@ class Gatherings:
         """Give the status by the last reports."""
         plain = {child: counts.numbers for child, counts in self._last.items()}
         status = self._describe(plain)
-        counts = total((self._ended, *self._last.values()))
+        counts = total((self.ended, *self._last.values()))
         return replace(
             status,
             totals=counts.numbers,

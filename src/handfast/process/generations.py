@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Final, Literal, Protocol, TypeAlias
 
+from handfast import __version__
 from handfast.config import Config
 from handfast.errors import ConfigError, HandfastError, Problem
 from handfast.observe.events import ConfigLoaded, Event, Reload, SystemFault
@@ -32,6 +33,7 @@ from handfast.process.listeners import Listeners
 from handfast.process.messages import Died, FromChild, Loaded, Ready, Refused, Spawned
 from handfast.process.relays import Relays
 from handfast.process.source import Source
+from handfast.process.succession import installed_version
 from handfast.transport.alarm import Alarm
 from handfast.transport.loop import Loop
 
@@ -42,9 +44,7 @@ START_SECONDS: Final = 30.0
 Answer: TypeAlias = Callable[[HandfastError | None], None]
 """Called once with why a reload was refused, or with None when it has worked."""
 
-_RESTART: Final = ("nworkers", "control", "pidfile", "metrics", "logfile")
-_ISOLATION: Final = {"user": "user", "group": "group", "chroot": "chroot", "isolation": "mode"}
-"""The keys of YAML, which share a struct, and its fields."""
+_FROM_THE_START: Final = ("nworkers", "control", "pidfile", "metrics", "logfile")
 
 
 class Serving(Protocol):
@@ -83,7 +83,7 @@ class Generations:
         self.current: Generation | None = None
         self._next: Generation | None = None
         self._ending: list[Generation] = []
-        self._number = 0
+        self.number = 0  # of the last generation
         self._began = 0.0
         self._answers: list[Answer] = []
         self._waiting: list[Answer] = []
@@ -97,6 +97,11 @@ class Generations:
         self._loop = loop
         self._log = log
 
+    @property
+    def busy(self) -> bool:
+        """Whether a changeover is in progress or waits for its turn."""
+        return self._next is not None or self._asked_again
+
     def __iter__(self) -> Iterator[Generation]:
         yield from self._ending
         yield from (each for each in (self.current, self._next) if each is not None)
@@ -104,6 +109,19 @@ class Generations:
     def find(self, child: Child) -> Generation | None:
         """Give the generation that a process is of."""
         return next((each for each in self if child in each), None)
+
+    def needs_upgrade(self) -> bool:
+        """Tell whether a reload has to be an upgrade: by another version, or of all processes.
+
+        A configuration that is wrong needs none: the reload will tell.
+        """
+        if self.current is None:
+            return False
+        try:
+            config = self._source.load()
+        except HandfastError:
+            return False
+        return installed_version() != __version__ or _needs_others(self.current.config, config)
 
     # One changeover
 
@@ -120,16 +138,14 @@ class Generations:
         self._answers = [answer] if answer else []
         self._began = time.monotonic()
         try:
-            config = self._source.load()
-            _check_unchanged(self.current.config, config)
-            self._begin(config)
+            self._begin(self._source.load())
         except HandfastError as error:
             self._refuse(error)
 
     def _begin(self, config: Config) -> None:
         bound = self.listeners.open(config)
-        self._number += 1
-        number = self._number
+        self.number += 1
+        number = self.number
         generation = self._next = Generation(
             number, config, bound, self._family, self._columns, self._loop, self._log
         )
@@ -320,16 +336,11 @@ class Generations:
             each.kill()
 
 
-def _check_unchanged(old: Config, new: Config) -> None:
-    """Refuse what a reload cannot change; raises ConfigError."""
-    changed = [key for key in _RESTART if getattr(old, key) != getattr(new, key)]
-    before, after = old.isolation, new.isolation
-    changed += [
-        key for key, field in _ISOLATION.items() if getattr(before, field) != getattr(after, field)
-    ]
-    if changed:
-        problems = (Problem("cannot be changed by a reload; restart handfast", k) for k in changed)
-        raise ConfigError(*problems)
+def _needs_others(old: Config, new: Config) -> bool:
+    """Tell whether something has changed that processes get when they start."""
+    if any(getattr(old, key) != getattr(new, key) for key in _FROM_THE_START):
+        return True
+    return old.isolation != new.isolation
 
 
 def _config_events(config: Config) -> list[Event]:

@@ -119,6 +119,15 @@ def read_signals(descriptor: int) -> list[Received]:
     return found
 
 
+def is_child(pid: int) -> bool:
+    """Tell whether a PID is that of a child of ours, alive or not buried yet."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def reap_orphans(ours: set[int]) -> None:
     """Bury the dead that are none of `ours`: as process 1 we inherit the children of others.
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from msgspec.structs import replace
 
 from handfast.config import Address, Config, Listener, TcpAddress, UnixAddress
 from handfast.errors import HandfastError
+from handfast.process.inheritance import Inheritance, Place, Socket
 from handfast.process.listening import Bound, bind
 
+_UNIX: Final = "unix:"
 _Key: TypeAlias = tuple[str, str, int]
 
 
@@ -28,7 +31,44 @@ class Listeners:
         self._claim = claim
         self._spare: dict[str, socket.socket] = {}
         self._bound: dict[_Key, Bound] = {}
+        self._inherited: dict[_Key, Socket] = {}
         self._numbers = 0
+
+    def inherit(self, inheritance: Inheritance) -> None:
+        """Take over the sockets of the program before, for listeners that are still configured.
+
+        None of them is closed before `drop_inherited`: that program may have to come back.
+        """
+        self._inherited = {
+            (each.name, each.address, each.place): each for each in inheritance.listeners
+        }
+        self._spare = {each.name: _socket(each.descriptor) for each in inheritance.spare}
+        self._numbers = inheritance.numbers
+
+    def bequeath(self) -> tuple[tuple[Socket, ...], tuple[Place, ...], int]:
+        """Give all sockets for the program that follows, those in use and others, and `numbers`."""
+        bound = tuple(
+            Socket(*key, each.number, each.sock.fileno(), each.given)
+            for key, each in self._bound.items()
+        )
+        spare = tuple(Place(name, sock.fileno()) for name, sock in self._spare.items())
+        return bound, spare, self._numbers
+
+    def drop_inherited(self) -> None:
+        """Close the sockets of the program before that no listener uses."""
+        inherited, self._inherited = self._inherited, {}
+        for key, each in inherited.items():
+            if key in self._bound:
+                continue
+            if each.given and each.address not in self._spare:
+                self._spare[each.address] = _socket(each.descriptor)
+                continue
+            os.close(each.descriptor)
+            if each.address.startswith(_UNIX) and not each.given and not self._uses(each.address):
+                Path(each.address.removeprefix(_UNIX)).unlink(missing_ok=True)
+
+    def _uses(self, address: str) -> bool:
+        return any(str(each.listener.address) == address for each in self._bound.values())
 
     def open(self, config: Config) -> tuple[Bound, ...]:
         """Give a configuration's sockets, binding those that are new.
@@ -40,23 +80,37 @@ class Listeners:
             for listener in config.listeners:
                 key = _key(listener, found)
                 there = self._bound.get(key)
-                found[key] = replace(there, listener=listener) if there else self._bind(listener)
+                found[key] = (
+                    replace(there, listener=listener) if there else self._make(key, listener)
+                )
         except HandfastError:
-            self._close(each for key, each in found.items() if key not in self._bound)
+            old = self._bound.keys() | self._inherited.keys()
+            self._close(each for key, each in found.items() if key not in old)
             raise
         self._bound |= found
         return tuple(found.values())
 
+    def _make(self, key: _Key, listener: Listener) -> Bound:
+        inherited = self._inherited.get(key)
+        if inherited is None:
+            return self._bind(listener)
+        made = bind(listener, inherited.number, _socket(inherited.descriptor))
+        return replace(made, given=inherited.given)
+
     def _bind(self, listener: Listener) -> Bound:
         address, number = listener.address, self._numbers
         self._numbers += 1
+        for each in self._inherited.values():
+            if each.address == str(address) and not _is_any_port(address):
+                sock = _socket(os.dup(each.descriptor))
+                return replace(bind(listener, number, sock), given=each.given)
         holder = self._holder(address)
         if holder is not None:  # one of another name, which this one replaces
             return replace(bind(listener, number, holder.sock.dup()), given=holder.given)
         return bind(listener, number, self._spare.pop(str(address), None) or self._claim(address))
 
     def _holder(self, address: Address) -> Bound | None:
-        if isinstance(address, TcpAddress) and not address.port:
+        if _is_any_port(address):
             return None
         return next(
             (each for each in self._bound.values() if each.listener.address == address), None
@@ -96,3 +150,12 @@ def _key(listener: Listener, taken: dict[_Key, Bound]) -> _Key:
     while (key := (listener.name, str(listener.address), place)) in taken:
         place += 1
     return key
+
+
+def _is_any_port(address: Address) -> bool:
+    return isinstance(address, TcpAddress) and not address.port
+
+
+def _socket(descriptor: int) -> socket.socket:
+    os.set_inheritable(descriptor, False)
+    return socket.socket(fileno=descriptor)

@@ -56,6 +56,12 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     problems: tuple[str, ...]
 
 
+class Proved(msgspec.Struct, frozen=True, tag=True):
+    """A program that is to take our place has proved itself."""
+
+    version: str
+
+
 class Loaded(msgspec.Struct, frozen=True, tag=True):
     """The template has loaded everything; the relays' plan comes along, in a sealed memfd."""
 
@@ -158,7 +164,16 @@ class StatusReply(msgspec.Struct, frozen=True, tag=True):
 
 
 FromChild: TypeAlias = (
-    Ready | Report | StatusRequest | Refused | Loaded | Configured | GivenAway | Spawned | Died
+    Ready
+    | Report
+    | StatusRequest
+    | Refused
+    | Proved
+    | Loaded
+    | Configured
+    | GivenAway
+    | Spawned
+    | Died
 )
 ToChild: TypeAlias = (
     Query | StatusReply | Drain | End | Spawn | Kill | Configure | Take | GiveAway | Serve | Reopen

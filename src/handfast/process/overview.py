@@ -13,11 +13,15 @@ from handfast.process.kernel_tls import statistics
 from handfast.process.listening import Bound
 from handfast.process.relays import Relays
 from handfast.process.sidecars import Sidecars
+from handfast.process.upgrades import Upgrades
 from handfast.transport.census import Census
 
 
 class Overview:
-    """All processes, in the order in which they are shown. `config` names the configuration."""
+    """All processes, in the order in which they are shown. `config` names the configuration.
+
+    `started` is when handfast started (CLOCK_MONOTONIC), before its upgrades.
+    """
 
     def __init__(
         self,
@@ -25,19 +29,23 @@ class Overview:
         generations: Generations,
         relays: Relays,
         sidecars: Sidecars,
+        upgrades: Upgrades,
         census: Census,
+        started: float,
     ) -> None:
         self._config = config
         self._generations = generations
         self._relays = relays
         self._sidecars = sidecars
         self._census = census
-        self._started = time.monotonic()
+        self._upgrades = upgrades
+        self.started = started
 
     def everyone(self) -> list[Child]:
         """Give every process but the supervisor."""
         passing = [each for one in self._generations for each in (one.template, *one.acceptors)]
-        return [*self._sidecars.children, *passing, *self._relays.children]
+        current = [*self._sidecars.children, *passing, *self._relays.children]
+        return [*current, *self._upgrades.children]
 
     def workers(self) -> tuple[Child, ...]:
         """Give the processes that count what they do."""
@@ -47,7 +55,7 @@ class Overview:
     def status(self, state: State, reports: dict[Child, dict[str, int]]) -> Status:
         """Describe all that the supervisor sees by itself, with what the workers reported."""
         current = self._generations.current
-        uptime = round(time.monotonic() - self._started, 3)
+        uptime = round(time.monotonic() - self.started, 3)
         return Status(
             version=__version__,
             pid=os.getpid(),
@@ -77,7 +85,8 @@ class Overview:
             ready=child.ready,
             restarts=child.restarts,
             uptime=round(time.monotonic() - child.started, 3) if child.pid else 0.0,
-            current=not passing or (current is not None and child in current),
+            current=child not in self._upgrades.children
+            and (not passing or (current is not None and child in current)),
         )
 
     def _listener(self, bound: Bound) -> ListenerStatus:

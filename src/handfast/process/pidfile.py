@@ -20,23 +20,28 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 class PidFile:
     """A pidfile with mode 0644 that this process holds until `close`; children must not keep it.
 
-    Raises HandfastError if another process holds it, ConfigError if it cannot be made.
+    Raises HandfastError if another process holds it, ConfigError if it cannot be made. One that the
+    program before held, in this process, is `inherited`, with its lock.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._descriptor = _take(path)
+    def __init__(self, path: str, inherited: int = -1) -> None:
+        self.path = path
+        self._descriptor = inherited if inherited >= 0 else _take(path)
         os.fchmod(self._descriptor, 0o644)  # whatever the umask
         os.ftruncate(self._descriptor, 0)
         os.write(self._descriptor, b"%d\n" % os.getpid())
+
+    def fileno(self) -> int:
+        """Give the descriptor with the lock, for the program that follows."""
+        return self._descriptor
 
     def close(self) -> None:
         """Remove the file and give up the lock, in this order: the name is nobody else's yet."""
         if self._descriptor < 0:
             return
         with suppress(OSError):  # it is gone, or its directory is
-            if _is_at(self._path, self._descriptor):
-                os.unlink(self._path)  # noqa: PTH108 - text in, text out
+            if _is_at(self.path, self._descriptor):
+                os.unlink(self.path)  # noqa: PTH108 - text in, text out
         os.close(self._descriptor)
         self._descriptor = -1
 

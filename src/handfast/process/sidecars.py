@@ -13,6 +13,7 @@ from handfast.errors import HandfastBug
 from handfast.process import roles
 from handfast.process.child import Child, Kind
 from handfast.process.family import Family, Role
+from handfast.process.inheritance import Place
 from handfast.process.listening import listen
 from handfast.process.messages import Serve, send
 from handfast.process.relays import Relays
@@ -52,10 +53,23 @@ class Sidecars:
         """Tell whether all of them do their work."""
         return all(each.ready for each in self.children)
 
-    def listen(self) -> None:
-        """Listen for whoever reads the metrics; HandfastError when that cannot be done there."""
-        if self._address is not None:
+    def listen(self, inherited: Place | None = None) -> None:
+        """Listen for whoever reads the metrics; HandfastError when that cannot be done there.
+
+        The program before has listened there already, if the place is the one `inherited`.
+        """
+        if self._address is None:
+            return
+        if inherited is not None and inherited.name == str(self._address):
+            self._sockets[Kind.MONITOR] = socket.socket(fileno=inherited.descriptor)
+        else:
             self._sockets[Kind.MONITOR] = listen(self._address)
+
+    def bequeath(self) -> tuple[Place | None, int]:
+        """Give the sockets of the monitor and of the demo for the program that follows."""
+        monitor, demo = self._sockets.get(Kind.MONITOR), self._sockets.get(Kind.DEMO)
+        place = None if monitor is None else Place(str(self._address), monitor.fileno())
+        return place, -1 if demo is None else demo.fileno()
 
     def start(self) -> None:
         """Fork all of them."""

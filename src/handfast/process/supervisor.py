@@ -15,6 +15,7 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -46,6 +47,7 @@ from handfast.process.family import Family, Role
 from handfast.process.gathering import Gatherings
 from handfast.process.generation import Generation
 from handfast.process.generations import Generations
+from handfast.process.inheritance import Inheritance, Place, Program, Relative
 from handfast.process.isolation import prepare
 from handfast.process.linux import read_signals, reap_orphans, signal_descriptor
 from handfast.process.listeners import Listeners
@@ -60,10 +62,13 @@ from handfast.process.messages import (
     send,
 )
 from handfast.process.overview import Overview
+from handfast.process.pidfile import PidFile
 from handfast.process.relays import Relays
 from handfast.process.sidecars import Sidecars
 from handfast.process.source import Source
+from handfast.process.succession import this_program
 from handfast.process.systemd import ServiceManager
+from handfast.process.upgrades import RELOAD, UPGRADE, Inherited, Measurer, Upgrades
 from handfast.process.watching import Watcher, files_of
 from handfast.process.worker import bug, tell_losses
 from handfast.transport.census import Census
@@ -75,6 +80,7 @@ _SIGNALS: Final = {
     signal.SIGHUP,
     signal.SIGCHLD,
     signal.SIGUSR1,
+    signal.SIGUSR2,
 }
 _KILL_SECONDS: Final = 1.0
 _MEND_SECONDS: Final = 1.0
@@ -86,7 +92,7 @@ class Plan(msgspec.Struct, frozen=True):
     """What to run.
 
     `announce` is called once, when everything serves, with what was bound. `demo` is a listening
-    socket for the demo service.
+    socket for the demo service. `inherited` is what the program left whose place this one takes.
     """
 
     config: Config
@@ -95,6 +101,8 @@ class Plan(msgspec.Struct, frozen=True):
     announce: Callable[[tuple[Bound, ...]], None]
     demo: socket.socket | None = None
     manager: ServiceManager | None = None
+    pidfile: PidFile | None = None
+    inherited: Inherited | None = None
 
 
 class Supervisor:
@@ -110,14 +118,28 @@ class Supervisor:
         self._error: HandfastError | None = None
         self._manager = plan.manager or ServiceManager({})
         self._common = roles.Common(log, prepare(config.isolation), Census(_columns(config)))
-        self._gatherings = Gatherings(self._loop, self._status)
+        left = plan.inherited.inheritance if plan.inherited else None
+        self._gatherings = Gatherings(self._loop, self._status, left.counts if left else None)
         self._signals = signal_descriptor(_SIGNALS)
         self._family = Family(self._loop, log, self._heard, self._buried)
+        self._upgrades = Upgrades(self, plan.inherited, self._family, self._loop, log)
         columns = Columns(self._common.census, _columns(config))
-        self._relays = Relays(config.nworkers, self._family, columns, self._loop, self._relay)
+        self._relays = Relays(
+            config.nworkers,
+            self._family,
+            columns,
+            self._loop,
+            self._relay,
+            [(socket.socket(fileno=a), socket.socket(fileno=b)) for a, b in left.channels]
+            if left
+            else (),
+        )
+        listeners = Listeners(self._manager.claim)
+        if left is not None:
+            listeners.inherit(left)
         self._generations = Generations(
             source=plan.source,
-            listeners=Listeners(self._manager.claim),
+            listeners=listeners,
             serving=self,
             relays=self._relays,
             family=self._family,
@@ -125,6 +147,10 @@ class Supervisor:
             loop=self._loop,
             log=log,
         )
+        if left is not None:
+            self._generations.number, self._generations.reloads = left.generation, left.reloads
+        self._control: ControlServer | None = None
+        self._wants_reload = False
         self._watcher = Watcher(self._loop, self._reload)
         self._sidecars = Sidecars(
             config.metrics, plan.demo, self._relays, self._family, self._loop, self._common
@@ -134,7 +160,9 @@ class Supervisor:
             self._generations,
             self._relays,
             self._sidecars,
+            self._upgrades,
             self._common.census,
+            left.started if left else time.monotonic(),
         )
 
     def run(self) -> None:
@@ -142,12 +170,13 @@ class Supervisor:
         log, config = self._log, self._plan.config
         setproctitle("handfast: supervisor")
         log.emit(Startup(argv=shlex.join(sys.argv), version=__version__))
-        server: ControlServer | None = None
+        left = self._plan.inherited.inheritance if self._plan.inherited else None
         try:
             for each in self._common.identity.missing:
                 log.emit(Doubtful(f"isolation is not complete: {each}"))
-            server = ControlServer(self._plan.control, self._loop, self._handle)
-            self._sidecars.listen()
+            self._control = self._listen_for_commands(left)
+            self._upgrades.await_answers(self._control)
+            self._sidecars.listen(left.metrics if left else None)
             self._sidecars.resolve_for(_addresses(config))
             self._loop.add_reader(self._signals, self._on_signal)
             self._generations.begin(config)
@@ -159,22 +188,30 @@ class Supervisor:
             self._mend_log()
             self._loop.run()
         except HandfastError as error:
+            self._upgrades.cannot_start(error)  # does not come back where another program can
             log.emit(SystemFault(error_msg=str(error), fatal=True))
             raise
         finally:
-            self._close(server)
+            self._close()
         if self._error is not None:
             raise self._error
 
-    def _close(self, server: ControlServer | None) -> None:
+    def _listen_for_commands(self, left: Inheritance | None) -> ControlServer:
+        path, place = self._plan.control, left.control if left else None
+        inherited = None
+        if place is not None and place.name == str(path):
+            inherited = socket.socket(fileno=place.descriptor)
+        return ControlServer(path, self._loop, self._handle, inherited)
+
+    def _close(self) -> None:
         self._family.kill_all()
         self._generations.listeners.close()
         self._relays.close()
         self._sidecars.close()
         self._log.emit(Stopped())
         self._log.flush()
-        if server is not None:
-            server.close()
+        if self._control is not None:
+            self._control.close()
         self._loop.close()
         os.close(self._signals)
 
@@ -215,6 +252,9 @@ class Supervisor:
             if child.kind is Kind.MONITOR and child.control is not None:
                 workers = self._overview.workers()
                 self._gatherings.start_for_monitor(child.control, message.number, workers)
+        elif child in self._upgrades.children:
+            for dead in self._upgrades.heard(child, message):
+                self._gatherings.lost(dead)
         elif child.kind in (Kind.TEMPLATE, Kind.ACCEPTOR):
             for acceptor in self._generations.heard(child, message, descriptors):
                 self._gatherings.lost(acceptor)
@@ -226,7 +266,10 @@ class Supervisor:
         self._serving_if_ready()
 
     def _buried(self, child: Child, status: int) -> None:
-        if child.kind is Kind.TEMPLATE:
+        if child in self._upgrades.children:
+            for dead in self._upgrades.buried(child, status):
+                self._gatherings.lost(dead)
+        elif child.kind is Kind.TEMPLATE:
             for acceptor in self._generations.died(child, status):
                 self._gatherings.lost(acceptor)
         elif child.kind is Kind.RELAY:
@@ -263,7 +306,12 @@ class Supervisor:
             self._watcher.close()
 
     def cannot_start(self, error: ConfigError) -> None:
-        """End, because the first generation was refused."""
+        """End, because the first generation was refused and no program before can serve."""
+        if not self._upgrades.cannot_start(error):
+            self.give_up(error)
+
+    def give_up(self, error: HandfastError) -> None:
+        """End, because nobody serves any more."""
         self._log.emit(SystemFault(error_msg=str(error), fatal=True))
         self._error = error
         self._loop.stop()
@@ -273,6 +321,8 @@ class Supervisor:
         if self._state != "starting" or current is None or not self._sidecars.ready:
             return
         self._state = "serving"
+        self._relays.take()
+        self._upgrades.came_up(self._relays.senders, current.config.timeouts.handshake)
         for bound in current.bound:
             self._log.emit(Listening(bound.ip, bound.port or None))
         self._log.flush()
@@ -280,6 +330,8 @@ class Supervisor:
         self._manager.ready()
         if self._manager.watchdog:
             self._feed_watchdog()
+        if self._wants_reload:
+            self._reload()
 
     def _feed_watchdog(self) -> None:
         self._manager.alive()
@@ -298,6 +350,8 @@ class Supervisor:
                 self._reload()
             elif received.number == signal.SIGUSR1:
                 self._reopen_log()
+            elif received.number == signal.SIGUSR2:
+                self._upgrade()
             elif self._state == "draining":
                 self._loop.stop()
             else:
@@ -311,13 +365,19 @@ class Supervisor:
             return  # its connection closes with the control socket, at the very end
         if request.command == "reload":
             self._reload(client)
+        elif request.command == "upgrade":
+            self._upgrade(client, request.python)
         else:
             self._gatherings.start(client, self._overview.workers())
 
     def _reload(self, client: Pending | None = None) -> None:
+        """Take up what was changed, by other processes or by another program where it has to be."""
+        if self._state == "starting" and client is None:
+            self._wants_reload = True
+            return
+
         def answer(error: HandfastError | None) -> None:
-            if self._state == "serving":
-                self._manager.ready()
+            self.tell_manager()
             if client is not None:
                 wrong = isinstance(error, ConfigError)
                 client.answer(Answer(str(error or ""), wrong_configuration=wrong))
@@ -327,7 +387,62 @@ class Supervisor:
             answer(HandfastError(f"handfast is {self._state}; it cannot reload now"))
             return
         self._manager.reloading()
-        self._generations.reload(answer)
+        if self._upgrades.is_under_way or self._generations.needs_upgrade():
+            self._upgrades.order(client, RELOAD)
+        else:
+            self._generations.reload(answer)
+
+    def _upgrade(self, client: Pending | None = None, python: str = "") -> None:
+        if self._state == "serving" or (self._state == "starting" and self._upgrades.can_begin):
+            self._manager.reloading()
+            self._upgrades.order(client, UPGRADE, python)
+        elif client is not None:
+            client.answer(Answer(f"handfast is {self._state}; it cannot be upgraded now"))
+            client.close()
+
+    def tell_manager(self) -> None:
+        """Tell the service manager that a reload or an upgrade is over."""
+        if self._state == "serving":
+            self._manager.ready()
+
+    def is_quiet(self) -> bool:
+        """Tell whether nobody waits for an answer, and no generation for its turn."""
+        return not (self._generations.busy or self._gatherings.busy)
+
+    def ask(self, client: Measurer) -> None:
+        """Ask the workers for what they have counted."""
+        self._gatherings.start(client, self._overview.workers())
+
+    def bequeath(self, successor: Program) -> Inheritance:
+        """Give all that the next program is to have. Raises HandfastError."""
+        listeners, spare, numbers = self._generations.listeners.bequeath()
+        spare += tuple(Place(name, each.fileno()) for name, each in self._manager.left())
+        metrics, demo = self._sidecars.bequeath()
+        pidfile, control = self._plan.pidfile, self._control
+        return Inheritance(
+            program=this_program(),
+            successor=successor,
+            began=self._upgrades.began,
+            started=self._overview.started,
+            listeners=listeners,
+            spare=spare,
+            numbers=numbers,
+            generation=self._generations.number,
+            control=Place(str(control.path), control.fileno()) if control else None,
+            pidfile=Place(pidfile.path, pidfile.fileno()) if pidfile else None,
+            metrics=metrics,
+            demo=demo,
+            channels=tuple((a.fileno(), b.fileno()) for a, b in self._relays.sessions),
+            relatives=tuple(map(_relative, self._overview.everyone())),
+            waiters=self._upgrades.waiters,
+            counts=self._gatherings.ended,
+            reloads=self._generations.reloads,
+            environment=self._manager.environment,
+        )
+
+    def succeeded(self) -> None:
+        """Close what the program before left and nobody uses: its processes have gone."""
+        self._generations.listeners.drop_inherited()
 
     def _reopen_log(self) -> None:
         self._pass_log_on(self._log.reopen())
@@ -355,6 +470,8 @@ class Supervisor:
         self._log.emit(Draining(drain))
         self._manager.stopping(drain + _KILL_SECONDS)
         self._watcher.close()
+        self._upgrades.refuse("handfast is stopping")
+        self._upgrades.predecessors.drain()
         self._sidecars.end()
         self._generations.drain()
         self._loop.call_later(drain, self._end)
@@ -362,7 +479,7 @@ class Supervisor:
 
     def _go_on_draining(self) -> None:
         """Take the next step when the one before is done."""
-        if any(each.template.pid for each in self._generations):
+        if any(each.template.pid for each in self._generations) or self._upgrades.predecessors:
             return
         if not self._relays.drain():
             self._loop.stop()
@@ -370,8 +487,14 @@ class Supervisor:
     def _end(self) -> None:
         """End what has not ended in time."""
         self._generations.kill()
+        self._upgrades.predecessors.end("handfast is stopping")
         self._relays.end("handfast is stopping")
         self._loop.call_later(_KILL_SECONDS, self._loop.stop)
+
+
+def _relative(child: Child) -> Relative:
+    control = child.control.fileno() if child.control is not None else -1
+    return Relative(child.kind, child.number, child.pid, control, child.started)
 
 
 def _columns(config: Config) -> int:

@@ -14,7 +14,7 @@ from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Final
 
-from handfast.config import Address, UnixAddress
+from handfast.config import Address, TcpAddress, UnixAddress
 from handfast.errors import HandfastError
 
 _FIRST: Final = 3  # SD_LISTEN_FDS_START
@@ -30,13 +30,16 @@ _VARIABLES: Final = (
     "LISTEN_FDNAMES",
 )
 
+_LASTING: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+"""Those that hold for a program that takes our place, too: the PID stays."""
+
 
 class ServiceManager:
     """What the service manager has told us, and how to tell it.
 
     `watchdog` is how often, in seconds, to call `alive`: twice in the time after which systemd
     thinks that we hang; 0 when it does not watch. `sockets` are those that it has opened and that
-    nobody has claimed yet.
+    nobody has claimed yet. `environment` is for the program that takes our place.
     """
 
     def __init__(self, environment: MutableMapping[str, str]) -> None:
@@ -45,6 +48,7 @@ class ServiceManager:
         Raises HandfastError if one of the sockets is no stream socket that listens.
         """
         given = {name: environment.pop(name, "") for name in _VARIABLES}
+        self.environment = {name: given[name] for name in _LASTING if given[name]}
         self._address = _notify_address(given["NOTIFY_SOCKET"])
         # Without WATCHDOG_PID it is for whoever reads it; LISTEN_FDS needs its LISTEN_PID.
         ours = {"", str(os.getpid())}
@@ -60,6 +64,10 @@ class ServiceManager:
                 self.sockets.remove(sock)
                 return sock
         return None
+
+    def left(self) -> list[tuple[str, socket.socket]]:
+        """Give the sockets that nobody has claimed, each with its address as `Address` has it."""
+        return [(_text(each), each) for each in self.sockets]
 
     def ready(self, status: str = "") -> None:
         """Everything serves, for the first time or after a reload, whatever came of that."""
@@ -121,6 +129,13 @@ def _listening(descriptor: int) -> socket.socket:
         )
     sock.setblocking(False)
     return sock
+
+
+def _text(sock: socket.socket) -> str:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return str(UnixAddress(path=name))
+    return str(TcpAddress(host=name[0], port=name[1]))
 
 
 def _listens_on(sock: socket.socket, address: Address) -> bool:

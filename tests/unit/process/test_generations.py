@@ -191,43 +191,48 @@ def test_a_refused_reload_leaves_no_listening_socket_behind(
 
 
 @pytest.mark.parametrize(
-    ("changes", "keys"),
+    "changes",
     [
-        ({"nworkers": 3}, ["nworkers"]),
-        ({"control": "/run/other"}, ["control"]),
-        ({"pidfile": "/run/other.pid"}, ["pidfile"]),
-        ({"metrics": TcpAddress(host=LOCAL, port=1)}, ["metrics"]),
-        ({"logfile": "syslog"}, ["logfile"]),
-        ({"isolation": Isolation(user="daemon")}, ["user"]),
-        ({"isolation": Isolation(group="daemon")}, ["group"]),
-        ({"isolation": Isolation(chroot="/srv")}, ["chroot"]),
-        ({"isolation": Isolation(mode="required")}, ["isolation"]),
-        (
-            {"nworkers": 9, "isolation": Isolation(user="a", chroot="/b")},
-            ["nworkers", "user", "chroot"],
-        ),
+        {"nworkers": 3},
+        {"control": "/run/other"},
+        {"pidfile": "/run/other.pid"},
+        {"metrics": TcpAddress(host=LOCAL, port=1)},
+        {"logfile": "syslog"},
+        {"isolation": Isolation(user="daemon")},
+        {"isolation": Isolation(group="daemon")},
+        {"isolation": Isolation(chroot="/srv")},
+        {"isolation": Isolation(mode="required")},
     ],
-    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+    ids=lambda changes: "-".join(changes),
 )
-def test_what_only_a_restart_can_change_is_refused_by_its_key(
-    changes: dict[str, Any], keys: list[str], certificates: Certificates
+def test_what_processes_get_when_they_start_needs_an_upgrade(
+    front: Door, changes: dict[str, Any]
 ) -> None:
-    old = config_of(certificates)
-
-    with pytest.raises(ConfigError) as caught:
-        generations._check_unchanged(old, replace(old, **changes))
-
-    assert [each.path for each in caught.value.problems] == keys
-    assert all("restart handfast" in each.message for each in caught.value.problems)
-
-
-def test_a_change_that_needs_a_restart_is_the_answer_of_the_reload(front: Door) -> None:
     front.start()
     assert isinstance(front.config, Config)
-    front.config = replace(front.config, nworkers=7)
+    assert not front.generations.needs_upgrade()
 
-    assert str(front.reload()).startswith("nworkers: cannot be changed by a reload")
-    assert len(front.current.acceptors) == 2
+    front.config = replace(front.config, **changes)
+
+    assert front.generations.needs_upgrade()
+
+
+def test_another_version_on_the_disk_needs_an_upgrade(
+    front: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    front.start()
+
+    monkeypatch.setattr(generations, "installed_version", lambda: "999")
+
+    assert front.generations.needs_upgrade()
+
+
+def test_a_configuration_that_is_wrong_needs_none(front: Door) -> None:
+    front.start()
+
+    front.config = ConfigError("it is wrong")
+
+    assert not front.generations.needs_upgrade()
 
 
 def test_a_template_that_dies_while_it_loads_refuses_the_reload(front: Door) -> None:

@@ -1,0 +1,218 @@
+"""The proof: a program shows, before it takes the place of another, that it can do the work.
+
+It runs in a process of its own, started with the arguments of the one that serves. It imports all
+that there is, reads what it is to inherit, and brings up a whole handfast by the configuration, in
+its sandbox, with the files that the configuration names; only its sockets are private, and so is
+the target. Then it makes a connection to itself and sends bytes there and back.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import signal
+import socket
+import tempfile
+import time
+from contextlib import closing
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+from msgspec.structs import replace
+
+import handfast
+from handfast import __version__
+from handfast.config import (
+    ClientAuth,
+    Config,
+    KernelTls,
+    Listener,
+    Service,
+    Target,
+    UnixAddress,
+)
+from handfast.errors import ConfigError, HandfastError
+from handfast.observe.events import Level
+from handfast.observe.log import Log
+from handfast.process import inheritance
+from handfast.process.fork import fork
+from handfast.process.messages import Proved, Refused, send
+from handfast.process.supervisor import Plan, Supervisor
+from handfast.tls.handshake import HandshakeError
+from handfast.tls.openssl import OpenSSLEngine
+from handfast.tls.reader import RecordReader
+from handfast.tls.session import Role
+from handfast.tls.writer import RecordWriter, room_for
+
+_PARTS: Final = (
+    *("accept", "cli", "config", "handover", "observe", "policy", "process", "relay", "tls"),
+    "transport",
+)
+_SECONDS: Final = 45.0
+_MESSAGE: Final = b"there and back"
+_ROOM: Final = 1 << 16
+_OPEN: Final = 0o777
+
+
+def run(plan: Plan, left: int, control: int) -> int:
+    """Prove this program by a plan; give the exit code, and tell who waits at `control`."""
+    with socket.socket(fileno=control) as asker:
+        try:
+            inheritance.read(left)
+            _import_all()
+            _serve_once(plan)
+        except HandfastError as error:
+            problems = error.problems if isinstance(error, ConfigError) else (error,)
+            send(asker, Refused(tuple(map(str, problems))))
+            return 1
+        send(asker, Proved(__version__))
+    return 0
+
+
+def _import_all() -> None:
+    """Import every module but those of the applications' library, which has needs of its own."""
+    for part in _PARTS:
+        package = import_module(f"{handfast.__name__}.{part}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            import_module(module.name)
+
+
+def _serve_once(plan: Plan) -> None:
+    """Bring handfast up on private sockets, use it once, and let it end. Raises HandfastError."""
+    with tempfile.TemporaryDirectory(prefix="handfast-proof-") as name:
+        directory = Path(name)
+        directory.chmod(0o711)  # the resolver goes there as an unprivileged user
+        config = _private(plan.config, directory)
+        with _target(directory / "target") as target:
+            reading, writing = os.pipe()
+            pid = fork("proof", lambda: _supervise(plan, config, directory, writing), {2, writing})
+            os.close(writing)
+            try:
+                _await(reading)
+                if config.listeners[0].certificates:
+                    _use(directory / "0", target)
+            finally:
+                os.close(reading)
+                os.kill(pid, signal.SIGTERM)
+                os.waitpid(pid, 0)
+
+
+def _private(config: Config, directory: Path) -> Config:
+    """Give the configuration with all that it does in public replaced.
+
+    The first listener is that to be used: one with a certificate, if there is any.
+    """
+    order = sorted(config.listeners, key=lambda each: not each.certificates)
+    listeners = tuple(
+        _private_listener(each, number, directory) for number, each in enumerate(order)
+    )
+    return replace(
+        config,
+        nworkers=1,
+        listeners=listeners,
+        control=None,
+        pidfile=None,
+        metrics=None,
+        watch=False,
+        timeouts=replace(config.timeouts, drain=0.0),
+    )
+
+
+def _private_listener(listener: Listener, number: int, directory: Path) -> Listener:
+    changed = replace(
+        listener,
+        address=UnixAddress(path=str(directory / str(number))),
+        kernel_tls=KernelTls(),
+        accept_proxy=(),
+    )
+    if number:
+        return changed
+    target = Target(address=UnixAddress(path=str(directory / "target")))
+    return replace(
+        changed, service=Service(targets=(target,)), routes=(), client_auth=ClientAuth(), alpn=()
+    )
+
+
+def _target(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(_SECONDS)
+    sock.bind(str(path))
+    path.chmod(_OPEN)
+    sock.listen(1)
+    return sock
+
+
+def _supervise(plan: Plan, config: Config, directory: Path, writing: int) -> int:
+    """Be the supervisor; say `ok` when everything serves, or else why not."""
+    log = Log(os.open(os.devnull, os.O_WRONLY), Level.ERROR, process_type="master")
+    try:
+        Supervisor(
+            Plan(
+                config=config,
+                source=plan.source,
+                control=directory / "control",
+                announce=lambda _: _say(writing, b"ok"),
+            ),
+            log,
+        ).run()
+    except HandfastError as error:
+        _say(writing, str(error).encode())
+    return 0
+
+
+def _say(writing: int, text: bytes) -> None:
+    os.write(writing, text)
+
+
+def _await(reading: int) -> None:
+    said = os.read(reading, _ROOM)
+    if said != b"ok":
+        text = said.decode(errors="replace")
+        raise HandfastError(text or "its processes do not come up")
+
+
+def _use(path: Path, target: socket.socket) -> None:
+    """Connect to the listener at `path`, and send bytes to the target and back."""
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
+        sock.settimeout(_SECONDS)
+        try:
+            sock.connect(str(path))
+            reader, writer = _shake_hands(sock)
+            buffer, out = memoryview(bytearray(_ROOM)), memoryview(bytearray(_ROOM))
+            buffer[: len(_MESSAGE)] = _MESSAGE
+            sock.sendall(out[: writer.seal(buffer, len(_MESSAGE), out[: room_for(_ROOM >> 1)])])
+            with target.accept()[0] as other:
+                other.settimeout(_SECONDS)
+                other.sendall(other.recv(_ROOM))
+                received = _receive(sock, reader, buffer, out)
+        except (OSError, HandshakeError) as error:
+            raise HandfastError(f"a connection to itself failed: {error}") from None
+    if received != _MESSAGE:
+        raise HandfastError("a connection to itself gave back other bytes than were sent")
+
+
+def _shake_hands(sock: socket.socket) -> tuple[RecordReader, RecordWriter]:
+    handshake = OpenSSLEngine(role=Role.CLIENT).start("", 0, server_name="localhost")
+    sock.sendall(handshake.feed(b""))
+    while not handshake.done:
+        data = sock.recv(_ROOM)
+        if not data:
+            raise HandfastError("a connection to itself was closed during the handshake")
+        sock.sendall(handshake.feed(data))
+    session = handshake.session()
+    return RecordReader(session), RecordWriter(session)
+
+
+def _receive(
+    sock: socket.socket, reader: RecordReader, buffer: memoryview, out: memoryview
+) -> bytes:
+    received = b""
+    end = time.monotonic() + _SECONDS
+    while len(received) < len(_MESSAGE) and time.monotonic() < end:
+        start = reader.restore(buffer)
+        count = sock.recv_into(buffer[start:])
+        if not count:
+            break
+        received += bytes(out[: reader.open(buffer, start + count, out)])
+    return received

@@ -1,0 +1,208 @@
+"""From one program to the next, in the same process: how it is proved, and how it is run.
+
+Before: the program that serves starts the next one as a child, with the arguments that it was
+itself started with, and has it prove itself (see `proof`). Then it runs that in its own place by
+execve(2), which keeps the PID, the descriptors that are to be inherited and the children.
+
+After: the next program brings its processes up beside the old ones. If that fails it runs the one
+before in its place again, which finds everything as it was (`go_back`). That is possible where that
+program is still there: where the two have an interpreter each, and not where one was installed over
+the other.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, NoReturn
+
+from handfast import __version__
+from handfast.errors import ConfigError, HandfastError, Problem
+from handfast.observe.log import Log
+from handfast.process.child import Child, Kind
+from handfast.process.family import Family, cause, kill
+from handfast.process.inheritance import (
+    INHERITANCE,
+    Inheritance,
+    Program,
+    keep_to_ourselves,
+    leave,
+    pass_on,
+)
+from handfast.process.messages import FromChild, Proved, Refused
+from handfast.transport.alarm import Alarm
+from handfast.transport.loop import Loop
+
+PROOF: Final = "HANDFAST_PROOF"
+"""The environment variable with the descriptor of the control socket of a proof."""
+RETURNED: Final = "HANDFAST_RETURNED"
+"""The environment variable that says why the next program did not come up."""
+
+PROOF_SECONDS: Final = 60.0
+_QUIET_SECONDS: Final = 0.02
+_WORDS: Final = 2000  # characters of a proof's last words
+
+
+def this_program() -> Program:
+    """Describe the program that runs."""
+    return Program(__version__, sys.executable, tuple(sys.argv[1:]))
+
+
+def installed_version() -> str:
+    """Give the version that a new process would be: where this one came from there may be another.
+
+    Without an installed package (run from a directory) it is the one that runs.
+    """
+    try:
+        return version("handfast")
+    except PackageNotFoundError:
+        return __version__
+
+
+def _command(program: Program) -> list[str]:
+    # -P: no module of the working directory's is to take the place of one of ours.
+    return [program.python, "-P", "-m", "handfast", *program.arguments]
+
+
+class Succession:
+    """One try to have `successor` take our place.
+
+    `bequeath` gives what it is to inherit, and `is_quiet` tells whether nothing is half done.
+    `failed` is called once when it comes to nothing; when it does not, nothing comes back.
+    """
+
+    def __init__(
+        self,
+        successor: Program,
+        bequeath: Callable[[Program], Inheritance],
+        is_quiet: Callable[[], bool],
+        failed: Callable[[HandfastError], None],
+        family: Family,
+        loop: Loop,
+        log: Log,
+    ) -> None:
+        self.child = Child(Kind.PROOF, 0)
+        self._successor = successor
+        self._bequeath = bequeath
+        self._is_quiet = is_quiet
+        self._failed = failed
+        self._family = family
+        self._loop = loop
+        self._log = log
+        self._alarm = Alarm(loop)
+        self._output = -1
+        self._problem: HandfastError | None = None
+        self._proved: Proved | None = None
+
+    def begin(self) -> None:
+        """Start the proof."""
+        self._output = os.memfd_create("proof")
+        try:
+            left = leave(self._bequeath(self._successor))
+        except (OSError, HandfastError) as error:
+            self._fail(HandfastError(f"nothing can be handed over: {error}"))
+            return
+        started = self._family.fork(
+            self.child,
+            lambda control: (lambda: self._run(control.fileno(), left), {self._output, left}),
+        )
+        os.close(left)
+        if started:
+            self._alarm.set(PROOF_SECONDS, lambda: kill(self.child))
+        else:
+            self._fail(HandfastError("the proof cannot be started; the log says why"))
+
+    def _run(self, control: int, left: int) -> NoReturn:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(self._output, 1)
+        os.dup2(self._output, 2)
+        for descriptor in (control, left):
+            os.set_inheritable(descriptor, True)
+        variables = {PROOF: str(control), INHERITANCE: str(left)}
+        _execute(self._successor, {**os.environ, **variables})
+
+    def heard(self, message: FromChild) -> None:
+        """Take a message of the proof's."""
+        if isinstance(message, Proved):
+            self._proved = message
+        elif isinstance(message, Refused):
+            self._problem = ConfigError(*map(Problem, message.problems))
+
+    def buried(self, status: int) -> None:
+        """Take note of the end of the proof."""
+        self._alarm.stop()
+        self._family.dead(self.child, status, expected=True)
+        error = self._problem or self._judge(status)
+        if error is None:
+            self._succeed()
+        else:
+            self._fail(error)
+
+    def _judge(self, status: int) -> HandfastError | None:
+        proved = self._proved
+        if status or proved is None:
+            words = os.pread(self._output, 1 << 20, 0).decode(errors="replace")[-_WORDS:].strip()
+            last = words.splitlines()[-1] if words else ""
+            return HandfastError(f"its proof failed: {last or cause(status)}")
+        return None
+
+    def _succeed(self) -> None:
+        """Have it take our place, as soon as nothing is half done."""
+        if not self._is_quiet():
+            self._loop.call_later(_QUIET_SECONDS, self._succeed)
+            return
+        try:
+            inheritance = self._bequeath(self._successor)
+            left = leave(inheritance)
+        except (OSError, HandfastError) as error:
+            self._fail(HandfastError(f"nothing can be handed over: {error}"))
+            return
+        self._log.flush()
+        problem = _succeed(self._successor, inheritance, left, {})
+        os.close(left)
+        self._fail(problem)
+
+    def _fail(self, error: HandfastError) -> None:
+        if self._output >= 0:
+            os.close(self._output)
+            self._output = -1
+        self._failed(error)
+
+
+def _succeed(
+    successor: Program, inheritance: Inheritance, left: int, variables: Mapping[str, str]
+) -> HandfastError:
+    """Run a program in our place; comes back only with why that did not work."""
+    environment = {**os.environ, **variables, INHERITANCE: str(left)}
+    try:
+        pass_on(inheritance)
+        os.set_inheritable(left, True)
+        _execute(successor, environment)
+    except OSError as error:
+        keep_to_ourselves(inheritance)
+        return HandfastError(f"{successor.python} cannot be run: {error.strerror or error}")
+    except HandfastError as error:
+        return error
+
+
+def _execute(program: Program, environment: Mapping[str, str]) -> NoReturn:
+    os.execve(program.python, _command(program), environment)  # noqa: S606 - it is the point
+
+
+def can_go_back(inheritance: Inheritance, returned: str) -> bool:
+    """Tell whether the program before is still there, and has not failed itself."""
+    return not returned and inheritance.program.python != inheritance.successor.python
+
+
+def go_back(inheritance: Inheritance, left: int, reason: str) -> HandfastError:
+    """Run the program before in our place again; comes back only with why that did not work."""
+    return _succeed(inheritance.program, inheritance, left, {RETURNED: reason})
+
+
+def claim_proof(environment: MutableMapping[str, str]) -> int:
+    """Give the descriptor of the control socket of a proof; -1 when this is none."""
+    text = environment.pop(PROOF, "")
+    return int(text) if text.isascii() and text.isdecimal() else -1
