@@ -92,11 +92,17 @@ def start(tmp_path: Path, certificates: Certificates, targets: Targets) -> Itera
 
     Each mapping is a listener, on a free port and with the server certificate unless it says
     otherwise (None is to leave a key out); the keywords are keys of the top level, but for
-    `wrapper`, which is as in `Instance`.
+    `wrapper` and `python`, which are as in `Instance`.
     """
     with ExitStack() as stack:
 
-        def run(*listeners: dict[str, Any], wrapper: tuple[str, ...] = (), **top: object) -> Front:
+        def run(
+            *listeners: dict[str, Any],
+            wrapper: tuple[str, ...] = (),
+            python: Path | None = None,
+            **top: object,
+        ) -> Front:
+            options = {"wrapper": wrapper, **({"python": str(python)} if python else {})}
             default: dict[str, Any] = {
                 "listen": "127.0.0.1:0",
                 "certificates": [{"chain": str(certificates.chain), "key": str(certificates.key)}],
@@ -109,7 +115,7 @@ def start(tmp_path: Path, certificates: Certificates, targets: Targets) -> Itera
                 **dashed(dict(top)),
                 "listeners": [_without_none({**default, **dashed(each)}) for each in listeners],
             }
-            return stack.enter_context(Front(tmp_path / "handfast.yaml", settings, wrapper=wrapper))
+            return stack.enter_context(Front(tmp_path / "handfast.yaml", settings, **options))
 
         yield run
 

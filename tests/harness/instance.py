@@ -55,7 +55,8 @@ class Instance:
 
     `port(0)` is the port of the first listener (give it `listen: 127.0.0.1:0`). `arguments` take
     the place of `-c FILE`, and `module` that of handfast; `wrapper` is a
-    command that starts it in its own place, as prlimit(1) does.
+    command that starts it in its own place, as prlimit(1) does. `python` is the interpreter of
+    another installation.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Instance:
         arguments: tuple[str, ...] | None = None,
         module: str = "handfast",
         wrapper: tuple[str, ...] = (),
+        python: str = sys.executable,
     ) -> None:
         self.config = config
         self._lines: list[str] = []
@@ -72,11 +74,11 @@ class Instance:
         self._rest = b""
         words = ["serve", *(arguments or ("-c", str(config)))]
         self.process: subprocess.Popen[bytes] | Forked
-        if IN_GUEST and not wrapper and module == "handfast":
+        if IN_GUEST and not wrapper and module == "handfast" and python == sys.executable:
             self.process = Forked(words, environment or {})
         else:
             self.process = subprocess.Popen(
-                [*wrapper, sys.executable, "-m", module, *words],
+                [*wrapper, python, "-P", "-m", module, *words],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env={**os.environ, **(environment or {})},

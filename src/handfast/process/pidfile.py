@@ -29,7 +29,7 @@ class PidFile:
         self._descriptor = inherited if inherited >= 0 else _take(path)
         os.fchmod(self._descriptor, 0o644)  # whatever the umask
         os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, b"%d\n" % os.getpid())
+        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
 
     def fileno(self) -> int:
         """Give the descriptor with the lock, for the program that follows."""

@@ -43,15 +43,15 @@ from handfast.tls.handshake import HandshakeError
 from handfast.tls.openssl import OpenSSLEngine
 from handfast.tls.reader import RecordReader
 from handfast.tls.session import Role
-from handfast.tls.writer import RecordWriter, room_for
+from handfast.tls.writer import RecordWriter
 
 _PARTS: Final = (
     *("accept", "cli", "config", "handover", "observe", "policy", "process", "relay", "tls"),
     "transport",
 )
 _SECONDS: Final = 45.0
-_MESSAGE: Final = b"there and back"
-_ROOM: Final = 1 << 16
+_MESSAGE: Final = b"there and back " * 2500  # of more than one record
+_ROOM: Final = 1 << 17
 _OPEN: Final = 0o777
 
 
@@ -62,9 +62,8 @@ def run(plan: Plan, left: int, control: int) -> int:
             inheritance.read(left)
             _import_all()
             _serve_once(plan)
-        except HandfastError as error:
-            problems = error.problems if isinstance(error, ConfigError) else (error,)
-            send(asker, Refused(tuple(map(str, problems))))
+        except ConfigError as error:
+            send(asker, Refused(tuple(map(str, error.problems))))
             return 1
         send(asker, Proved(__version__))
     return 0
@@ -153,6 +152,7 @@ def _supervise(plan: Plan, config: Config, directory: Path, writing: int) -> int
                 source=plan.source,
                 control=directory / "control",
                 announce=lambda _: _say(writing, b"ok"),
+                is_proof=True,
             ),
             log,
         ).run()
@@ -181,15 +181,22 @@ def _use(path: Path, target: socket.socket) -> None:
             reader, writer = _shake_hands(sock)
             buffer, out = memoryview(bytearray(_ROOM)), memoryview(bytearray(_ROOM))
             buffer[: len(_MESSAGE)] = _MESSAGE
-            sock.sendall(out[: writer.seal(buffer, len(_MESSAGE), out[: room_for(_ROOM >> 1)])])
+            sock.sendall(out[: writer.seal(buffer, len(_MESSAGE), out)])
             with target.accept()[0] as other:
                 other.settimeout(_SECONDS)
-                other.sendall(other.recv(_ROOM))
+                _echo(other)
                 received = _receive(sock, reader, buffer, out)
         except (OSError, HandshakeError) as error:
             raise HandfastError(f"a connection to itself failed: {error}") from None
     if received != _MESSAGE:
         raise HandfastError("a connection to itself gave back other bytes than were sent")
+
+
+def _echo(sock: socket.socket) -> None:
+    left = len(_MESSAGE)
+    while left and (piece := sock.recv(left)):
+        sock.sendall(piece)
+        left -= len(piece)
 
 
 def _shake_hands(sock: socket.socket) -> tuple[RecordReader, RecordWriter]:

@@ -42,7 +42,9 @@ RETURNED: Final = "HANDFAST_RETURNED"
 
 PROOF_SECONDS: Final = 60.0
 _QUIET_SECONDS: Final = 0.02
-_WORDS: Final = 2000  # characters of a proof's last words
+_WORDS: Final = 4000  # bytes of a proof's last words
+_OURS: Final = "handfast: "
+_WRONG_CONFIGURATION: Final = 2  # the exit code for that
 
 
 def this_program() -> Program:
@@ -142,12 +144,17 @@ class Succession:
             self._fail(error)
 
     def _judge(self, status: int) -> HandfastError | None:
-        proved = self._proved
-        if status or proved is None:
-            words = os.pread(self._output, 1 << 20, 0).decode(errors="replace")[-_WORDS:].strip()
-            last = words.splitlines()[-1] if words else ""
-            return HandfastError(f"its proof failed: {last or cause(status)}")
-        return None
+        if self._proved is not None and not status:
+            return None
+        data = os.pread(self._output, _WORDS, max(0, os.fstat(self._output).st_size - _WORDS))
+        words = data.decode(errors="replace").strip().splitlines()
+        complaints = [each.removeprefix(_OURS) for each in words if each.startswith(_OURS)]
+        if status == _WRONG_CONFIGURATION and complaints:
+            return ConfigError(*map(Problem, complaints))
+        # A traceback ends with what matters, and so does what we print ourselves.
+        others = [each for each in words if not each.startswith(_OURS)][-1:]
+        said = [*complaints[-1:], *(f"({each})" if complaints else each for each in others)]
+        return HandfastError(f"its proof failed: {' '.join(said) or cause(status)}")
 
     def _succeed(self) -> None:
         """Have it take our place, as soon as nothing is half done."""

@@ -43,7 +43,7 @@ from handfast.process.child import Child, Kind
 from handfast.process.columns import Columns
 from handfast.process.commands import Answer, Request
 from handfast.process.control import ControlServer, Pending
-from handfast.process.family import Family, Role
+from handfast.process.family import Family, Role, cause
 from handfast.process.gathering import Gatherings
 from handfast.process.generation import Generation
 from handfast.process.generations import Generations
@@ -92,7 +92,8 @@ class Plan(msgspec.Struct, frozen=True):
     """What to run.
 
     `announce` is called once, when everything serves, with what was bound. `demo` is a listening
-    socket for the demo service. `inherited` is what the program left whose place this one takes.
+    socket for the demo service. `inherited` is what the program left whose place this one takes. In
+    a proof the death of any process is the end.
     """
 
     config: Config
@@ -103,6 +104,7 @@ class Plan(msgspec.Struct, frozen=True):
     manager: ServiceManager | None = None
     pidfile: PidFile | None = None
     inherited: Inherited | None = None
+    is_proof: bool = False
 
 
 class Supervisor:
@@ -167,34 +169,42 @@ class Supervisor:
 
     def run(self) -> None:
         """Run until the end. Raises HandfastError when it cannot start, ConfigError included."""
-        log, config = self._log, self._plan.config
+        log = self._log
         setproctitle("handfast: supervisor")
         log.emit(Startup(argv=shlex.join(sys.argv), version=__version__))
-        left = self._plan.inherited.inheritance if self._plan.inherited else None
         try:
-            for each in self._common.identity.missing:
-                log.emit(Doubtful(f"isolation is not complete: {each}"))
-            self._control = self._listen_for_commands(left)
-            self._upgrades.await_answers(self._control)
-            self._sidecars.listen(left.metrics if left else None)
-            self._sidecars.resolve_for(_addresses(config))
-            self._loop.add_reader(self._signals, self._on_signal)
-            self._generations.begin(config)
-            for sock in self._manager.sockets:
-                name = sock.getsockname()
-                log.emit(Doubtful(f"systemd passes a socket on {name} that no listener is for"))
-            self._relays.start()
-            self._sidecars.start()
-            self._mend_log()
+            try:
+                self._start()
+            except HandfastError as error:
+                if not self._upgrades.cannot_start(error):
+                    raise
             self._loop.run()
         except HandfastError as error:
-            self._upgrades.cannot_start(error)  # does not come back where another program can
             log.emit(SystemFault(error_msg=str(error), fatal=True))
             raise
         finally:
             self._close()
         if self._error is not None:
             raise self._error
+
+    def _start(self) -> None:
+        """Begin with everything; what it takes comes step by step, in the loop."""
+        config, left = self._plan.config, self._plan.inherited
+        inheritance = left.inheritance if left else None
+        self._control = self._listen_for_commands(inheritance)
+        self._upgrades.await_answers(self._control)
+        self._loop.add_reader(self._signals, self._on_signal)
+        self._mend_log()
+        for each in self._common.identity.missing:
+            self._log.emit(Doubtful(f"isolation is not complete: {each}"))
+        self._sidecars.listen(inheritance.metrics if inheritance else None)
+        self._sidecars.resolve_for(_addresses(config))
+        self._generations.begin(config)
+        for sock in self._manager.sockets:
+            name = sock.getsockname()
+            self._log.emit(Doubtful(f"systemd passes a socket on {name} that no listener is for"))
+        self._relays.start()
+        self._sidecars.start()
 
     def _listen_for_commands(self, left: Inheritance | None) -> ControlServer:
         path, place = self._plan.control, left.control if left else None
@@ -258,6 +268,7 @@ class Supervisor:
         elif child.kind in (Kind.TEMPLATE, Kind.ACCEPTOR):
             for acceptor in self._generations.heard(child, message, descriptors):
                 self._gatherings.lost(acceptor)
+                self._fail_if_proof(acceptor, "has ended")
         elif isinstance(message, Configured):
             self._relays.confirmed(child, message.generation)
         elif isinstance(message, Ready):
@@ -277,9 +288,14 @@ class Supervisor:
         else:
             self._sidecars.died(child, status)
         self._gatherings.lost(child)
+        self._fail_if_proof(child, cause(status))
         self._reap_orphans()  # those behind it in the kernel's list
         if self._state == "draining":
             self._go_on_draining()
+
+    def _fail_if_proof(self, child: Child, how: str) -> None:
+        if self._plan.is_proof and self._state != "draining":
+            self.give_up(HandfastError(f"{child.name} {how}"))
 
     def _reap_orphans(self) -> None:
         reap_orphans({each.pid for each in self._family.children})

@@ -26,6 +26,7 @@ SLICE_SECONDS: Final = 0.005
 """What a slice takes at most, but for its last connection."""
 PAUSE: Final = 0.001
 """Seconds between two slices: the resolution of the loop's timers, so that it is another turn."""
+LEAVE_SECONDS: Final = 0.05
 WAIT_SECONDS: Final = 0.02
 """How often those are looked at that could not go yet, and those that have come meanwhile."""
 
@@ -51,7 +52,10 @@ class Removal:
         self._removed = removed
         self._left: list[Connection] = list(relay.connections)
         self._waiting: tuple[Handover, tuple[socket.socket, socket.socket]] | None = None
-        self._timer = relay.loop.call_later(0, self._slice)
+        # The others that are leaving read from the same channels until they have heard of it too,
+        # and what goes to one of those has a longer way.
+        pause = LEAVE_SECONDS if most is None else 0
+        self._timer = relay.loop.call_later(pause, self._slice)
         self._over = False
 
     def _slice(self) -> None:

@@ -203,7 +203,7 @@ def test_a_refused_reload_leaves_no_listening_socket_behind(
         {"isolation": Isolation(chroot="/srv")},
         {"isolation": Isolation(mode="required")},
     ],
-    ids=lambda changes: "-".join(changes),
+    ids="-".join,
 )
 def test_what_processes_get_when_they_start_needs_an_upgrade(
     front: Door, changes: dict[str, Any]

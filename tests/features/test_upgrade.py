@@ -1,0 +1,536 @@
+"""Upgrades of a running handfast, with clients that notice nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import Certificates
+from features.conftest import Start, Targets
+from handfast import __version__
+from harness.backends import over_tls, server_context
+from harness.clients import connect, echoes, read_to_end, receive
+from harness.front import Front
+from harness.homes import IN_KERNEL, sized
+from harness.installation import Installation
+from harness.instance import wait_for
+from harness.processes import descriptors
+from harness.streams import memory_client, random_bytes, sha256
+
+MEGABYTE = 1 << 20
+
+
+def upgrade(front: Front, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return front.command("upgrade", *arguments)
+
+
+def upgraded(front: Front, *arguments: str) -> dict[str, Any]:
+    """Upgrade, and give what the command says of it."""
+    done = upgrade(front, "--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    assert answer["died"] == []
+    return answer
+
+
+@pytest.fixture(scope="session")
+def another(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    """Another version, installed beside the one that the tests are of."""
+    return Installation(tmp_path_factory.mktemp("another") / "venv", "98.7")
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Installation:
+    """An installation of its own, for a test that breaks it."""
+    return Installation(tmp_path / "venv", "1.0")
+
+
+@pytest.fixture
+def clients(context: ssl.SSLContext) -> Iterator[Callable[..., ssl.SSLSocket]]:
+    """Connect clients that are closed at the end."""
+    with ExitStack() as stack:
+
+        def client(front: Front, **options: Any) -> ssl.SSLSocket:
+            return stack.enter_context(connect(front.port(), context, **options))
+
+        yield client
+
+
+# What clients see of it: nothing
+
+
+def test_every_connection_goes_on_under_the_next_program(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()}, nworkers=2)
+    several = [clients(front) for _ in range(20)]
+    assert all(echoes(each) for each in several)
+    before, supervisor = front.pids(), front.process.pid
+
+    answer = upgraded(front)
+
+    assert all(echoes(each) for each in several)
+    assert echoes(clients(front))
+    assert answer["moved"] == len(several)
+    assert (answer["before"], answer["after"]) == (__version__, __version__)
+    assert 0 < answer["longest_stall"] <= answer["seconds"]
+    after = front.pids()
+    assert after.pop("supervisor") == before.pop("supervisor") == supervisor
+    assert after.keys() == before.keys()
+    assert not set(after.values()) & set(before.values())
+    assert front.wait("upgrade")["outcome"] == "ok"
+    assert front.status()["totals"]["relayed"] == len(several) + 1
+
+
+def test_sigusr2_upgrades_too(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+
+    front.signal(signal.SIGUSR2)
+
+    assert front.wait("upgrade")["connections_moved"] == "1"
+    assert echoes(client)
+
+
+def test_the_command_tells_what_it_did(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+
+    done = upgrade(front)
+
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"upgraded from {__version__} to {__version__} in ")
+    assert first.endswith(": 1 connection moved")
+    assert second.startswith("the longest stood still for ")
+    assert echoes(client)
+
+
+def test_upgrades_follow_one_another_and_nothing_piles_up(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()}, nworkers=2)
+    client = clients(front)
+    upgraded(front)
+    before, names = descriptors(front.process.pid), front.pids().keys()
+
+    for _ in range(3):
+        assert echoes(client)
+        upgraded(front)
+
+    assert echoes(client)
+    assert descriptors(front.process.pid) == before
+    assert front.pids().keys() == names
+
+
+def test_a_transfer_that_an_upgrade_falls_into_arrives_unharmed(
+    start: Start, targets: Targets, certificates: Certificates
+) -> None:
+    """Both directions are busy all the time, and one upgrade comes after the other."""
+    data = random_bytes(sized(256 * MEGABYTE, 32))
+    front = start({"target": targets.echo()}, nworkers=2)
+    hashes: list[str] = []
+    with memory_client(front.port(), certificates.ca) as client:
+        exchange = threading.Thread(
+            target=lambda: hashes.append(client.exchange(data, len(data))), daemon=True
+        )
+        exchange.start()
+        moved = []
+        while exchange.is_alive():
+            moved.append(upgraded(front)["moved"])
+        exchange.join()
+
+    assert hashes == [sha256(data)]
+    assert len(moved) > 1
+    assert all(moved[:-1])
+
+
+def test_what_waits_for_a_client_that_does_not_read_moves_with_it(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    data = random_bytes(sized(32 * MEGABYTE, 8))
+    front = start({"target": targets.run(lambda connection: connection.sendall(data)).target})
+    client = clients(front)
+    wait_for(lambda: front.status()["totals"]["bytes_out"] > MEGABYTE, "the target to be read")
+
+    assert upgraded(front)["moved"] == 1
+    assert upgraded(front)["moved"] == 1
+
+    assert sha256(read_to_end(client)) == sha256(data)
+
+
+def test_a_half_closed_connection_stays_half_closed(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    """The target has ended; what the client sends still arrives, and then its end does."""
+    received: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(b"bye")
+        connection.shutdown(socket.SHUT_WR)
+        received.append(read_to_end(connection))
+
+    target = targets.run(serve)
+    front = start({"target": target.target})
+    client = clients(front)
+    assert receive(client, 3) == b"bye"
+    assert client.recv(1) == b""
+
+    upgraded(front)
+    client.sendall(b"one more thing")
+    with client.unwrap():
+        assert target.served.acquire(timeout=20)
+
+    assert received == [b"one more thing"]
+    ended = front.wait("proxy", subevent="client_disconnect")
+    assert ended["bytes_in"] == str(len(b"one more thing"))
+    assert "error_msg" not in ended
+
+
+def test_a_client_in_its_handshake_is_let_in(
+    start: Start, targets: Targets, context: ssl.SSLContext
+) -> None:
+    front = start({"target": targets.echo()})
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with pytest.raises(ssl.SSLWantReadError):
+        tls.do_handshake()
+    hello = outgoing.read()
+    done: list[subprocess.CompletedProcess[str]] = []
+    with socket.create_connection(("127.0.0.1", front.port())) as sock:
+        sock.settimeout(20)
+        sock.sendall(hello[:100])
+        wait_for(lambda: front.status()["handshaking"] == 1, "the hello to arrive")
+        thread = threading.Thread(target=lambda: done.append(upgrade(front, "--json")))
+        thread.start()
+        front.wait("listening", 2)
+        sock.sendall(hello[100:])
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65536))
+        tls.write(b"hello")
+        sock.sendall(outgoing.read())
+        thread.join(30)
+
+        data = b""
+        while not data:
+            incoming.write(sock.recv(65536))
+            try:
+                data = tls.read()
+            except ssl.SSLWantReadError:
+                continue
+
+    assert data == b"hello"
+    assert done[0].returncode == 0, done[0].stderr
+
+
+def test_no_client_is_turned_away_while_it_happens(
+    start: Start, targets: Targets, context: ssl.SSLContext
+) -> None:
+    front = start({"target": targets.echo()}, nworkers=2)
+    port = front.port()
+    over = threading.Event()
+    served, failed = [0], []
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            try:
+                with connect(port, context) as client:
+                    assert echoes(client)
+                served[0] += 1
+            except (OSError, AssertionError) as error:
+                failed.append(error)
+
+    threads = [threading.Thread(target=come_and_go, daemon=True) for _ in range(3)]
+    for each in threads:
+        each.start()
+    for _ in range(3):
+        upgraded(front)
+    over.set()
+    for each in threads:
+        each.join(30)
+
+    assert not failed
+    assert served[0] > 10
+
+
+def test_a_session_with_a_target_over_tls_moves_as_well(
+    start: Start,
+    targets: Targets,
+    clients: Callable[..., ssl.SSLSocket],
+    certificates: Certificates,
+) -> None:
+    context = server_context(certificates.chain, certificates.key)
+    target = targets.run(over_tls(context))
+    tls = {"trusted-certs": [str(certificates.ca)], "server-name": "localhost"}
+    front = start({"targets": [{"address": target.target, "tls": tls}], "target": None})
+    client = clients(front)
+    assert echoes(client)
+
+    upgraded(front)
+
+    assert echoes(client, random_bytes(MEGABYTE // 4))
+
+
+# To another version
+
+
+def test_an_upgrade_goes_to_the_version_of_another_interpreter_and_back(
+    start: Start,
+    targets: Targets,
+    clients: Callable[..., ssl.SSLSocket],
+    another: Installation,
+    tmp_path: Path,
+) -> None:
+    pidfile = tmp_path / "pid"
+    front = start({"target": targets.echo()}, pidfile=str(pidfile))
+    client = clients(front)
+    assert echoes(client)
+
+    there = upgraded(front, "--python", str(another.python))
+    assert echoes(client)
+    assert front.status()["version"] == another.version
+    assert pidfile.read_text() == f"{front.process.pid}\n"
+    back = upgraded(front, "--python", sys.executable)
+
+    assert echoes(client)
+    assert (there["before"], there["after"]) == (__version__, another.version)
+    assert (back["before"], back["after"]) == (another.version, __version__)
+    assert pidfile.read_text() == f"{front.process.pid}\n"
+
+
+def test_the_next_format_reads_this_one_and_is_not_read_by_it(
+    start: Start,
+    targets: Targets,
+    clients: Callable[..., ssl.SSLSocket],
+    tmp_path: Path,
+) -> None:
+    """A version that writes the next format of a hand-over: there is a way there, and none back."""
+    following = Installation(tmp_path / "venv", "99.0")
+    following.change("handover/message.py", r"^FORMAT: Final = 3", "FORMAT: Final = 4")
+    following.change("handover/message.py", r"^READS: Final = .*", "READS: Final = (3, FORMAT)")
+    following.change(
+        "handover/message.py",
+        r"^    detached: float$",
+        '    detached: float\n    news: str = "none"',
+    )
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+
+    assert upgraded(front, "--python", str(following.python))["moved"] == 1
+    before = front.pids()
+    back = upgrade(front, "--python", sys.executable)
+
+    assert back.returncode == 1
+    assert "hands over in format 4, and this one reads 3" in back.stderr
+    assert front.pids() == before
+    assert echoes(client)
+    assert front.status()["version"] == "99.0"
+
+
+def test_a_reload_upgrades_when_the_version_on_the_disk_has_changed(
+    start: Start,
+    targets: Targets,
+    clients: Callable[..., ssl.SSLSocket],
+    installed: Installation,
+) -> None:
+    front = start({"target": targets.echo()}, python=installed.python)
+    client = clients(front)
+    assert echoes(client)
+
+    installed.become("1.1")
+    done = front.reload()
+
+    assert done.returncode == 0, done.stderr
+    assert front.status()["version"] == "1.1"
+    assert echoes(client)
+    assert front.wait("upgrade")["outcome"] == "ok"
+
+
+# When it cannot be done
+
+
+def break_an_import(version: Installation) -> None:
+    version.change("relay/pump.py", r"^import socket$", "import sockets")
+
+
+def break_the_relays(version: Installation) -> None:
+    version.change("relay/relay.py", r"^        self\.loop = loop$", "        self.loop = pool")
+
+
+def break_the_record_layer(version: Installation) -> None:
+    version.change(
+        "tls/writer.py",
+        r"^            self\.sequence \+= 1\n            position = end",
+        "            self.sequence += 2\n            position = end",
+    )
+
+
+def need_another_configuration(version: Installation) -> None:
+    version.change("config/dialects.py", r'^    "nworkers": integer', '    "workers": integer')
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (break_an_import, 1, "No module named 'sockets'"),
+        (break_the_relays, 1, "its proof failed"),
+        (break_the_record_layer, 1, "its proof failed"),
+        (need_another_configuration, 2, "nworkers: unknown key"),
+    ],
+    ids=lambda each: each.__name__ if callable(each) else "",
+)
+def test_a_version_that_cannot_prove_itself_changes_nothing(
+    start: Start,
+    targets: Targets,
+    clients: Callable[..., ssl.SSLSocket],
+    tmp_path: Path,
+    fault: Callable[[Installation], None],
+    code: int,
+    said: str,
+) -> None:
+    broken = Installation(tmp_path / "venv", "66.6")
+    fault(broken)
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+    before, open_before = front.pids(), descriptors(front.process.pid)
+
+    done = upgrade(front, "--python", str(broken.python))
+
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert front.pids() == before
+    assert echoes(client)
+    assert echoes(clients(front))
+    assert front.wait("upgrade")["outcome"] == "refused"
+    assert descriptors(front.process.pid) == open_before
+    assert upgraded(front)["moved"] >= 1  # a good one still works
+
+
+def never_come_up(version: Installation) -> None:
+    """Pass every proof, and fail with what was inherited."""
+    version.change(
+        "process/relays.py",
+        r'^        """Fork all of them; each waits for its plan."""$',
+        '        if not self._taking:\n            raise HandfastError("relays are on strike")',
+    )
+    version.change(
+        "process/relays.py",
+        r"^from handfast.handover import channel$",
+        "from handfast.errors import HandfastError\nfrom handfast.handover import channel",
+    )
+
+
+def test_a_version_that_does_not_come_up_gives_its_place_back(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket], tmp_path: Path
+) -> None:
+    broken = Installation(tmp_path / "venv", "66.6")
+    never_come_up(broken)
+    front = start({"target": targets.echo()}, nworkers=2)
+    several = [clients(front) for _ in range(5)]
+    assert all(echoes(each) for each in several)
+
+    done = upgrade(front, "--python", str(broken.python))
+
+    assert done.returncode == 1
+    assert "relays are on strike" in done.stderr
+    assert f"{__version__} serves again" in done.stderr
+    assert all(echoes(each) for each in several)
+    assert echoes(clients(front))
+    status = front.status()
+    assert status["version"] == __version__
+    assert status["pid"] == front.process.pid
+    assert front.wait("upgrade", outcome="returned")["connections_moved"] == "5"
+
+
+def test_where_there_is_nothing_to_go_back_to_the_old_processes_serve_on(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket], installed: Installation
+) -> None:
+    """A version that was installed over the one that runs, and does not come up."""
+    front = start({"target": targets.echo()}, python=installed.python)
+    client = clients(front)
+    assert echoes(client)
+
+    installed.become("1.1")
+    never_come_up(installed)
+    done = upgrade(front)
+
+    assert done.returncode == 1
+    assert "relays are on strike" in done.stderr
+    assert echoes(client)
+    assert echoes(clients(front))
+    installed.become("1.2")
+    assert upgraded(front)["moved"] == 2
+    assert echoes(client)
+    assert front.status()["version"] == "1.2"
+
+
+def test_an_interpreter_that_is_not_there_is_wrong_usage(start: Start, targets: Targets) -> None:
+    front = start({"target": targets.echo()})
+
+    done = upgrade(front, "--python", "/nowhere/python")
+
+    assert done.returncode == 2
+    assert "/nowhere/python is no program that can be run" in done.stderr
+
+
+# What a reload changes by the same means
+
+
+@pytest.mark.skipif(IN_KERNEL, reason="it says nothing of where sessions are")
+def test_the_number_of_relays_grows_and_shrinks_under_live_connections(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()}, nworkers=1)
+    several = [clients(front) for _ in range(12)]
+
+    for count in (4, 2, 3, 1):
+        assert all(echoes(each) for each in several)
+        front.settings["nworkers"] = count
+        done = front.reload()
+        assert done.returncode == 0, done.stderr
+        assert len(front.pids("relay-")) == len(front.pids("acceptor-")) == count
+
+    assert all(echoes(each) for each in several)
+    assert front.status()["totals"]["active"] == len(several)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_processes_become_another_user_under_live_connections(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()}, user="nobody")
+    client = clients(front)
+    assert echoes(client)
+    front.settings["user"] = "daemon"
+
+    done = front.reload()
+
+    assert done.returncode == 0, done.stderr
+    assert echoes(client)
+    owners = {Path(f"/proc/{pid}").stat().st_uid for pid in front.pids("relay-").values()}
+    assert owners <= {pwd.getpwnam("daemon").pw_uid, 0}
