@@ -41,10 +41,10 @@ def connect(
 
 def receive(client: socket.socket, count: int) -> bytes:
     """Read exactly so many bytes; fewer at the end of the stream."""
-    data = b""
+    data = bytearray()
     while len(data) < count and (piece := client.recv(count - len(data))):
         data += piece
-    return data
+    return bytes(data)
 
 
 def echoes(client: socket.socket, data: bytes = b"are you there?") -> bool:

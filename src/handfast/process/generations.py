@@ -330,6 +330,14 @@ class Generations:
         for answer in answers:
             answer(HandfastError("handfast is stopping"))
 
+    def retreat(self) -> None:
+        """End the generation that cannot follow, and keep every socket."""
+        self._alarm.stop()
+        refused, self._next = self._next, None
+        if refused is not None:
+            refused.kill()
+            self._bury(refused)
+
     def kill(self) -> None:
         """End what has not ended by itself."""
         for each in self:

@@ -43,7 +43,7 @@ from handfast.process.child import Child, Kind
 from handfast.process.columns import Columns
 from handfast.process.commands import Answer, Request
 from handfast.process.control import ControlServer, Pending
-from handfast.process.family import Family, Role, cause
+from handfast.process.family import Family, Role, cause, kill
 from handfast.process.gathering import Gatherings
 from handfast.process.generation import Generation
 from handfast.process.generations import Generations
@@ -326,6 +326,14 @@ class Supervisor:
         if not self._upgrades.cannot_start(error):
             self.give_up(error)
 
+    def retreat(self) -> None:
+        """End our own processes, which do not come up, and keep every socket."""
+        self._generations.retreat()
+        self._relays.drain()
+        self._sidecars.end()
+        for child in self._family.children - set(self._upgrades.predecessors.children):
+            kill(child)
+
     def give_up(self, error: HandfastError) -> None:
         """End, because nobody serves any more."""
         self._log.emit(SystemFault(error_msg=str(error), fatal=True))
@@ -449,7 +457,7 @@ class Supervisor:
             metrics=metrics,
             demo=demo,
             channels=tuple((a.fileno(), b.fileno()) for a, b in self._relays.sessions),
-            relatives=tuple(map(_relative, self._overview.everyone())),
+            relatives=tuple(_relative(each) for each in self._overview.everyone() if each.pid),
             waiters=self._upgrades.waiters,
             counts=self._gatherings.ended,
             reloads=self._generations.reloads,

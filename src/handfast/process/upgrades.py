@@ -60,6 +60,9 @@ class House(Protocol):
     def succeeded(self) -> None:
         """The processes of the program before have gone."""
 
+    def retreat(self) -> None:
+        """End our own processes, which do not come up, and keep every socket."""
+
     def give_up(self, error: HandfastError) -> None:
         """End, because nobody serves any more."""
 
@@ -209,10 +212,9 @@ class Upgrades:
             return False
         reason = str(error)
         self._log.emit(SystemFault("the new processes do not come up", reason))
+        self._house.retreat()
         if can_go_back(inherited.inheritance, inherited.returned):
             self._log.flush()
-            for child in self._family.children - set(self.predecessors.children):
-                kill(child)
             failure = go_back(inherited.inheritance, inherited.left, _one_line(reason))
             reason = f"{reason}; and {failure}"
         self._stranded = True
