@@ -537,3 +537,44 @@ def test_processes_become_another_user_under_live_connections(
     assert echoes(client)
     owners = {Path(f"/proc/{pid}").stat().st_uid for pid in front.pids("relay-").values()}
     assert owners <= {pwd.getpwnam("daemon").pw_uid, 0}
+
+
+# Evening out
+
+
+def loads(front: Front) -> list[int]:
+    """How many connections each relay has, fewest first."""
+    processes = front.status()["processes"]
+    return sorted(
+        each["counters"]["active"] for each in processes if each["name"].startswith("relay-")
+    )
+
+
+def test_rebalance_evens_out_the_relays(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()}, nworkers=3)
+    several = [clients(front) for _ in range(12)]
+    assert all(echoes(each) for each in several)
+    os.kill(front.pids()["relay-2"], signal.SIGKILL)
+    front.wait("worker", 2, worker_state="spawned", worker_id="relay-2")
+    wait_for(lambda: len(loads(front)) == 3, "the relay to be back")
+    left = sum(loads(front))
+    assert loads(front)[0] == 0
+    living = [each for each in several if answers(each)]
+
+    done = front.command("rebalance", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["moved"] >= left // 3
+    assert max(loads(front)) - min(loads(front)) <= 1
+    assert all(echoes(each) for each in living)
+    again = front.command("rebalance")
+    assert again.stdout == "0 connections moved\n"
+
+
+def answers(client: ssl.SSLSocket) -> bool:
+    try:
+        return echoes(client)
+    except OSError:
+        return False

@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     upgrade.add_argument("--python", metavar="PATH", help="the interpreter of another installation")
     upgrade.add_argument("--json", action="store_true", help="for programs")
+    rebalance = _command(commands, "rebalance", "even out the connections of the relays")
+    rebalance.add_argument("--json", action="store_true", help="for programs")
     _command(commands, "stop", "drain and stop a running handfast, and wait for it")
     commands.add_parser("version", help="print the version", allow_abbrev=False)
     return parser

@@ -26,7 +26,7 @@ _CHANGE_TIMEOUT: Final = 300.0
 _CHANGES: Final = ("reload", "upgrade", "rebalance")
 
 
-class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """A command to a running handfast. `python` is the interpreter to upgrade to, if another."""
 
     command: Literal["status", "reload", "upgrade", "rebalance", "stop"]

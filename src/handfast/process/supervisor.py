@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import socket
 import sys
 import time
@@ -31,7 +30,6 @@ from handfast.observe.events import (
     Draining,
     Level,
     Listening,
-    SignalReceived,
     Startup,
     Stopped,
     SystemFault,
@@ -39,51 +37,41 @@ from handfast.observe.events import (
 from handfast.observe.log import Log
 from handfast.observe.status import State, Status
 from handfast.process import roles
+from handfast.process.bequest import bequest
 from handfast.process.child import Child, Kind
 from handfast.process.columns import Columns
-from handfast.process.commands import Answer, Request
-from handfast.process.control import ControlServer, Pending
+from handfast.process.control import ControlServer
 from handfast.process.family import Family, Role, cause, kill
 from handfast.process.gathering import Gatherings
 from handfast.process.generation import Generation
 from handfast.process.generations import Generations
-from handfast.process.inheritance import Inheritance, Place, Program, Relative
+from handfast.process.inheritance import Inheritance, Program
 from handfast.process.isolation import prepare
-from handfast.process.linux import read_signals, reap_orphans, signal_descriptor
+from handfast.process.linux import reap_orphans, signal_descriptor
 from handfast.process.listeners import Listeners
 from handfast.process.listening import Bound
 from handfast.process.messages import (
     Configured,
     FromChild,
+    GivenAway,
     Ready,
-    Reopen,
     Report,
     StatusRequest,
-    send,
 )
+from handfast.process.orders import SIGNALS, Orders
 from handfast.process.overview import Overview
 from handfast.process.pidfile import PidFile
-from handfast.process.relays import Relays
+from handfast.process.relays import Pair, Relays
 from handfast.process.sidecars import Sidecars
 from handfast.process.source import Source
-from handfast.process.succession import this_program
 from handfast.process.systemd import ServiceManager
-from handfast.process.upgrades import RELOAD, UPGRADE, Inherited, Measurer, Upgrades
+from handfast.process.upgrades import Inherited, Measurer, Upgrades
 from handfast.process.watching import Watcher, files_of
 from handfast.process.worker import bug, tell_losses
 from handfast.transport.census import Census
 from handfast.transport.loop import Loop
 
-_SIGNALS: Final = {
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGCHLD,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-}
 _KILL_SECONDS: Final = 1.0
-_MEND_SECONDS: Final = 1.0
 _GENERATIONS: Final = 3
 """How many there can be at a time: one that ends, the one that serves, and the next."""
 
@@ -112,73 +100,71 @@ class Supervisor:
 
     def __init__(self, plan: Plan, log: Log) -> None:
         config = plan.config
-        self._plan = plan
-        self._log = log
-        self._loop = Loop(on_error=self._failed)
-        tell_losses(log, self._loop)
-        self._state: State = "starting"
+        self.plan = plan
+        self.log = log
+        self.loop = Loop(on_error=self._failed)
+        tell_losses(log, self.loop)
+        self.state: State = "starting"
         self._error: HandfastError | None = None
-        self._manager = plan.manager or ServiceManager({})
+        self.manager = plan.manager or ServiceManager({})
         self._common = roles.Common(log, prepare(config.isolation), Census(_columns(config)))
         left = plan.inherited.inheritance if plan.inherited else None
-        self._gatherings = Gatherings(self._loop, self._status, left.counts if left else None)
-        self._signals = signal_descriptor(_SIGNALS)
-        self._family = Family(self._loop, log, self._heard, self._buried)
-        self._upgrades = Upgrades(self, plan.inherited, self._family, self._loop, log)
+        self.gatherings = Gatherings(self.loop, self._status, left.counts if left else None)
+        self._signals = signal_descriptor(SIGNALS)
+        self.family = Family(self.loop, log, self._heard, self._buried)
+        self.upgrades = Upgrades(self, plan.inherited, self.family, self.loop, log)
         columns = Columns(self._common.census, _columns(config))
-        self._relays = Relays(
+        self.relays = Relays(
             config.nworkers,
-            self._family,
+            self.family,
             columns,
-            self._loop,
+            self.loop,
             self._relay,
-            [(socket.socket(fileno=a), socket.socket(fileno=b)) for a, b in left.channels]
-            if left
-            else (),
+            _channels(left),
         )
-        listeners = Listeners(self._manager.claim)
+        listeners = Listeners(self.manager.claim)
         if left is not None:
             listeners.inherit(left)
-        self._generations = Generations(
+        self.generations = Generations(
             source=plan.source,
             listeners=listeners,
             serving=self,
-            relays=self._relays,
-            family=self._family,
+            relays=self.relays,
+            family=self.family,
             columns=columns,
-            loop=self._loop,
+            loop=self.loop,
             log=log,
         )
         if left is not None:
-            self._generations.number, self._generations.reloads = left.generation, left.reloads
-        self._control: ControlServer | None = None
-        self._wants_reload = False
-        self._watcher = Watcher(self._loop, self._reload)
-        self._sidecars = Sidecars(
-            config.metrics, plan.demo, self._relays, self._family, self._loop, self._common
+            self.generations.number, self.generations.reloads = left.generation, left.reloads
+        self.control: ControlServer | None = None
+        self._orders = Orders(self, self._signals)
+        self._watcher = Watcher(self.loop, self._orders.reload)
+        self.sidecars = Sidecars(
+            config.metrics, plan.demo, self.relays, self.family, self.loop, self._common
         )
-        self._overview = Overview(
+        self.overview = Overview(
             plan.source.name,
-            self._generations,
-            self._relays,
-            self._sidecars,
-            self._upgrades,
+            self.generations,
+            self.relays,
+            self.sidecars,
+            self.upgrades,
             self._common.census,
             left.started if left else time.monotonic(),
         )
 
     def run(self) -> None:
         """Run until the end. Raises HandfastError when it cannot start, ConfigError included."""
-        log = self._log
+        log = self.log
         setproctitle("handfast: supervisor")
         log.emit(Startup(argv=shlex.join(sys.argv), version=__version__))
         try:
             try:
                 self._start()
             except HandfastError as error:
-                if not self._upgrades.cannot_start(error):
+                if not self.upgrades.cannot_start(error):
                     raise
-            self._loop.run()
+            self.loop.run()
         except HandfastError as error:
             log.emit(SystemFault(error_msg=str(error), fatal=True))
             raise
@@ -189,44 +175,44 @@ class Supervisor:
 
     def _start(self) -> None:
         """Begin with everything; what it takes comes step by step, in the loop."""
-        config, left = self._plan.config, self._plan.inherited
+        config, left = self.plan.config, self.plan.inherited
         inheritance = left.inheritance if left else None
-        self._control = self._listen_for_commands(inheritance)
-        self._upgrades.await_answers(self._control)
-        self._loop.add_reader(self._signals, self._on_signal)
-        self._mend_log()
+        self.control = self._listen_for_commands(inheritance)
+        self.upgrades.await_answers(self.control)
+        self.loop.add_reader(self._signals, self._orders.on_signal)
+        self._orders.mend_log()
         for each in self._common.identity.missing:
-            self._log.emit(Doubtful(f"isolation is not complete: {each}"))
-        self._sidecars.listen(inheritance.metrics if inheritance else None)
-        self._sidecars.resolve_for(_addresses(config))
-        self._generations.begin(config)
-        for sock in self._manager.sockets:
+            self.log.emit(Doubtful(f"isolation is not complete: {each}"))
+        self.sidecars.listen(inheritance.metrics if inheritance else None)
+        self.sidecars.resolve_for(_addresses(config))
+        self.generations.begin(config)
+        for sock in self.manager.sockets:
             name = sock.getsockname()
-            self._log.emit(Doubtful(f"systemd passes a socket on {name} that no listener is for"))
-        self._relays.start()
-        self._sidecars.start()
+            self.log.emit(Doubtful(f"systemd passes a socket on {name} that no listener is for"))
+        self.relays.start()
+        self.sidecars.start()
 
     def _listen_for_commands(self, left: Inheritance | None) -> ControlServer:
-        path, place = self._plan.control, left.control if left else None
+        path, place = self.plan.control, left.control if left else None
         inherited = None
         if place is not None and place.name == str(path):
             inherited = socket.socket(fileno=place.descriptor)
-        return ControlServer(path, self._loop, self._handle, inherited)
+        return ControlServer(path, self.loop, self._orders.handle, inherited)
 
     def _close(self) -> None:
-        self._family.kill_all()
-        self._generations.listeners.close()
-        self._relays.close()
-        self._sidecars.close()
-        self._log.emit(Stopped())
-        self._log.flush()
-        if self._control is not None:
-            self._control.close()
-        self._loop.close()
+        self.family.kill_all()
+        self.generations.listeners.close()
+        self.relays.close()
+        self.sidecars.close()
+        self.log.emit(Stopped())
+        self.log.flush()
+        if self.control is not None:
+            self.control.close()
+        self.loop.close()
         os.close(self._signals)
 
     def _failed(self, error: Exception) -> None:
-        self._log.emit(bug(error))
+        self.log.emit(bug(error))
 
     # Children
 
@@ -242,7 +228,7 @@ class Supervisor:
     def template(self, generation: Generation) -> Role:
         """Give what a generation's template is to run; its files are watched from before that."""
         self._watch(generation.config)
-        senders = self._relays.senders
+        senders = self.relays.senders
         bound = generation.bound
         keep = {each.fileno() for each in senders} | {each.sock.fileno() for each in bound}
 
@@ -257,268 +243,170 @@ class Supervisor:
 
     def _heard(self, child: Child, message: FromChild, descriptors: list[int]) -> None:
         if isinstance(message, Report):
-            self._gatherings.report(message.query, child, message.counters)
+            self.gatherings.report(message.query, child, message.counters)
         elif isinstance(message, StatusRequest):
             if child.kind is Kind.MONITOR and child.control is not None:
-                workers = self._overview.workers()
-                self._gatherings.start_for_monitor(child.control, message.number, workers)
-        elif child in self._upgrades.children:
-            for dead in self._upgrades.heard(child, message):
-                self._gatherings.lost(dead)
+                workers = self.overview.workers()
+                self.gatherings.start_for_monitor(child.control, message.number, workers)
+        elif child in self.upgrades.children:
+            for dead in self.upgrades.heard(child, message):
+                self.gatherings.lost(dead)
         elif child.kind in (Kind.TEMPLATE, Kind.ACCEPTOR):
-            for acceptor in self._generations.heard(child, message, descriptors):
-                self._gatherings.lost(acceptor)
+            for acceptor in self.generations.heard(child, message, descriptors):
+                self.gatherings.lost(acceptor)
                 self._fail_if_proof(acceptor, "has ended")
         elif isinstance(message, Configured):
-            self._relays.confirmed(child, message.generation)
+            self.relays.confirmed(child, message.generation)
+        elif isinstance(message, GivenAway):
+            self._orders.given(child, message.count)
         elif isinstance(message, Ready):
             child.ready = True
-            self._generations.relays_changed()
+            self.generations.relays_changed()
         self._serving_if_ready()
 
     def _buried(self, child: Child, status: int) -> None:
-        if child in self._upgrades.children:
-            for dead in self._upgrades.buried(child, status):
-                self._gatherings.lost(dead)
+        if child in self.upgrades.children:
+            for dead in self.upgrades.buried(child, status):
+                self.gatherings.lost(dead)
         elif child.kind is Kind.TEMPLATE:
-            for acceptor in self._generations.died(child, status):
-                self._gatherings.lost(acceptor)
+            for acceptor in self.generations.died(child, status):
+                self.gatherings.lost(acceptor)
         elif child.kind is Kind.RELAY:
-            self._relays.died(child, status)
+            self.relays.died(child, status)
         else:
-            self._sidecars.died(child, status)
-        self._gatherings.lost(child)
+            self.sidecars.died(child, status)
+        self.gatherings.lost(child)
+        self._orders.lost(child)
         self._fail_if_proof(child, cause(status))
-        self._reap_orphans()  # those behind it in the kernel's list
-        if self._state == "draining":
+        self.reap_orphans()  # those behind it in the kernel's list
+        if self.state == "draining":
             self._go_on_draining()
 
     def _fail_if_proof(self, child: Child, how: str) -> None:
-        if self._plan.is_proof and self._state != "draining":
+        if self.plan.is_proof and self.state != "draining":
             self.give_up(HandfastError(f"{child.name} {how}"))
 
-    def _reap_orphans(self) -> None:
-        reap_orphans({each.pid for each in self._family.children})
+    def reap_orphans(self) -> None:
+        reap_orphans({each.pid for each in self.family.children})
 
     # Generations
 
     def loaded(self, config: Config, old: Config | None) -> None:
         """Prepare for a generation that is about to serve, beside the old one."""
-        self._sidecars.resolve_for((*_addresses(config), *(_addresses(old) if old else ())))
+        self.sidecars.resolve_for((*_addresses(config), *(_addresses(old) if old else ())))
 
     def serving(self, config: Config) -> None:
         """Go by the configuration of the generation that serves from now on."""
-        self._log.level = Level[config.loglevel]
+        self.log.level = Level[config.loglevel]
         limits = config.limits
         self._common.census.set_prefixes(limits.source_prefix_v4, limits.source_prefix_v6)
-        self._sidecars.resolve_for(_addresses(config))
+        self.sidecars.resolve_for(_addresses(config))
         self._serving_if_ready()
 
     def _watch(self, config: Config) -> None:
         if config.watch:
-            file = self._plan.source.file
+            file = self.plan.source.file
             self._watcher.watch((*([file] if file else []), *files_of(config)))
         else:
             self._watcher.close()
 
     def cannot_start(self, error: ConfigError) -> None:
         """End, because the first generation was refused and no program before can serve."""
-        if not self._upgrades.cannot_start(error):
+        if not self.upgrades.cannot_start(error):
             self.give_up(error)
 
     def retreat(self) -> None:
         """End our own processes, which do not come up, and keep every socket."""
-        self._generations.retreat()
-        self._relays.drain()
-        self._sidecars.end()
-        for child in self._family.children - set(self._upgrades.predecessors.children):
+        self.generations.retreat()
+        self.relays.drain()
+        self.sidecars.end()
+        for child in self.family.children - set(self.upgrades.predecessors.children):
             kill(child)
 
     def give_up(self, error: HandfastError) -> None:
         """End, because nobody serves any more."""
-        self._log.emit(SystemFault(error_msg=str(error), fatal=True))
+        self.log.emit(SystemFault(error_msg=str(error), fatal=True))
         self._error = error
-        self._loop.stop()
+        self.loop.stop()
 
     def _serving_if_ready(self) -> None:
-        current = self._generations.current
-        if self._state != "starting" or current is None or not self._sidecars.ready:
+        current = self.generations.current
+        if self.state != "starting" or current is None or not self.sidecars.ready:
             return
-        self._state = "serving"
-        self._relays.take()
-        self._upgrades.came_up(self._relays.senders, current.config.timeouts.handshake)
+        self.state = "serving"
+        self.relays.take()
+        self.upgrades.came_up(self.relays.senders, current.config.timeouts.handshake)
         for bound in current.bound:
-            self._log.emit(Listening(bound.ip, bound.port or None))
-        self._log.flush()
-        self._plan.announce(current.bound)
-        self._manager.ready()
-        if self._manager.watchdog:
+            self.log.emit(Listening(bound.ip, bound.port or None))
+        self.log.flush()
+        self.plan.announce(current.bound)
+        self.manager.ready()
+        if self.manager.watchdog:
             self._feed_watchdog()
-        if self._wants_reload:
-            self._reload()
+        self._orders.on_serving()
 
     def _feed_watchdog(self) -> None:
-        self._manager.alive()
-        self._loop.call_later(self._manager.watchdog, self._feed_watchdog)
-
-    # Orders
-
-    def _on_signal(self) -> None:
-        for received in read_signals(self._signals):
-            if received.number == signal.SIGCHLD:
-                self._reap_orphans()
-                continue  # the pidfds tell of our own
-            name = signal.strsignal(received.number) or str(received.number)
-            self._log.emit(SignalReceived(received.number, name, received.sender or None))
-            if received.number == signal.SIGHUP:
-                self._reload()
-            elif received.number == signal.SIGUSR1:
-                self._reopen_log()
-            elif received.number == signal.SIGUSR2:
-                self._upgrade()
-            elif self._state == "draining":
-                self._loop.stop()
-            else:
-                self._drain()
-
-    def _handle(self, request: Request, client: Pending) -> None:
-        if request.command == "stop":
-            client.answer(Answer())
-            if self._state != "draining":
-                self._drain()
-            return  # its connection closes with the control socket, at the very end
-        if request.command == "reload":
-            self._reload(client)
-        elif request.command == "upgrade":
-            self._upgrade(client, request.python)
-        else:
-            self._gatherings.start(client, self._overview.workers())
-
-    def _reload(self, client: Pending | None = None) -> None:
-        """Take up what was changed, by other processes or by another program where it has to be."""
-        if self._state == "starting" and client is None:
-            self._wants_reload = True
-            return
-
-        def answer(error: HandfastError | None) -> None:
-            self.tell_manager()
-            if client is not None:
-                wrong = isinstance(error, ConfigError)
-                client.answer(Answer(str(error or ""), wrong_configuration=wrong))
-                client.close()
-
-        if self._state != "serving":
-            answer(HandfastError(f"handfast is {self._state}; it cannot reload now"))
-            return
-        self._manager.reloading()
-        if self._upgrades.is_under_way or self._generations.needs_upgrade():
-            self._upgrades.order(client, RELOAD)
-        else:
-            self._generations.reload(answer)
-
-    def _upgrade(self, client: Pending | None = None, python: str = "") -> None:
-        if self._state == "serving" or (self._state == "starting" and self._upgrades.can_begin):
-            self._manager.reloading()
-            self._upgrades.order(client, UPGRADE, python)
-        elif client is not None:
-            client.answer(Answer(f"handfast is {self._state}; it cannot be upgraded now"))
-            client.close()
+        self.manager.alive()
+        self.loop.call_later(self.manager.watchdog, self._feed_watchdog)
 
     def tell_manager(self) -> None:
         """Tell the service manager that a reload or an upgrade is over."""
-        if self._state == "serving":
-            self._manager.ready()
+        if self.state == "serving":
+            self.manager.ready()
 
     def is_quiet(self) -> bool:
-        """Tell whether nobody waits for an answer, and no generation for its turn."""
-        return not (self._generations.busy or self._gatherings.busy)
+        """Tell whether nobody waits for an answer, no generation for its turn, and all stay."""
+        return not (self.generations.busy or self.gatherings.busy or self._orders.busy)
 
     def ask(self, client: Measurer) -> None:
         """Ask the workers for what they have counted."""
-        self._gatherings.start(client, self._overview.workers())
+        self.gatherings.start(client, self.overview.workers())
 
     def bequeath(self, successor: Program) -> Inheritance:
-        """Give all that the next program is to have. Raises HandfastError."""
-        listeners, spare, numbers = self._generations.listeners.bequeath()
-        spare += tuple(Place(name, each.fileno()) for name, each in self._manager.left())
-        metrics, demo = self._sidecars.bequeath()
-        pidfile, control = self._plan.pidfile, self._control
-        return Inheritance(
-            program=this_program(),
-            successor=successor,
-            began=self._upgrades.began,
-            started=self._overview.started,
-            listeners=listeners,
-            spare=spare,
-            numbers=numbers,
-            generation=self._generations.number,
-            control=Place(str(control.path), control.fileno()) if control else None,
-            pidfile=Place(pidfile.path, pidfile.fileno()) if pidfile else None,
-            metrics=metrics,
-            demo=demo,
-            channels=tuple((a.fileno(), b.fileno()) for a, b in self._relays.sessions),
-            relatives=tuple(_relative(each) for each in self._overview.everyone() if each.pid),
-            waiters=self._upgrades.waiters,
-            counts=self._gatherings.ended,
-            reloads=self._generations.reloads,
-            environment=self._manager.environment,
-        )
+        """Give all that the next program is to have."""
+        return bequest(self, successor)
 
     def succeeded(self) -> None:
         """Close what the program before left and nobody uses: its processes have gone."""
-        self._generations.listeners.drop_inherited()
-
-    def _reopen_log(self) -> None:
-        self._pass_log_on(self._log.reopen())
-
-    def _pass_log_on(self, descriptor: int) -> None:
-        for child in self._overview.everyone():
-            if child.control is not None and child.kind is not Kind.DEMO:
-                send(child.control, Reopen(), descriptor)
-
-    def _mend_log(self) -> None:
-        """Look from time to time whether the log's daemon has gone, and connect to the next."""
-        if self._log.mend():
-            self._pass_log_on(self._log.fileno())
-        self._loop.call_later(_MEND_SECONDS, self._mend_log)
+        self.generations.listeners.drop_inherited()
 
     def _status(self, reports: dict[Child, dict[str, int]]) -> Status:
-        return self._overview.status(self._state, reports)
+        return self.overview.status(self.state, reports)
 
     # The end
 
-    def _drain(self) -> None:
-        self._state = "draining"
-        current = self._generations.current
-        drain = (current.config if current else self._plan.config).timeouts.drain
-        self._log.emit(Draining(drain))
-        self._manager.stopping(drain + _KILL_SECONDS)
+    def drain(self) -> None:
+        self.state = "draining"
+        current = self.generations.current
+        drain = (current.config if current else self.plan.config).timeouts.drain
+        self.log.emit(Draining(drain))
+        self.manager.stopping(drain + _KILL_SECONDS)
         self._watcher.close()
-        self._upgrades.refuse("handfast is stopping")
-        self._upgrades.predecessors.drain()
-        self._sidecars.end()
-        self._generations.drain()
-        self._loop.call_later(drain, self._end)
+        self.upgrades.refuse("handfast is stopping")
+        self.upgrades.predecessors.drain()
+        self.sidecars.end()
+        self.generations.drain()
+        self.loop.call_later(drain, self._end)
         self._go_on_draining()
 
     def _go_on_draining(self) -> None:
         """Take the next step when the one before is done."""
-        if any(each.template.pid for each in self._generations) or self._upgrades.predecessors:
+        if any(each.template.pid for each in self.generations) or self.upgrades.predecessors:
             return
-        if not self._relays.drain():
-            self._loop.stop()
+        if not self.relays.drain():
+            self.loop.stop()
 
     def _end(self) -> None:
         """End what has not ended in time."""
-        self._generations.kill()
-        self._upgrades.predecessors.end("handfast is stopping")
-        self._relays.end("handfast is stopping")
-        self._loop.call_later(_KILL_SECONDS, self._loop.stop)
+        self.generations.kill()
+        self.upgrades.predecessors.end("handfast is stopping")
+        self.relays.end("handfast is stopping")
+        self.loop.call_later(_KILL_SECONDS, self.loop.stop)
 
 
-def _relative(child: Child) -> Relative:
-    control = child.control.fileno() if child.control is not None else -1
-    return Relative(child.kind, child.number, child.pid, control, child.started)
+def _channels(left: Inheritance | None) -> list[Pair]:
+    pairs = left.channels if left else ()
+    return [(socket.socket(fileno=one), socket.socket(fileno=other)) for one, other in pairs]
 
 
 def _columns(config: Config) -> int:

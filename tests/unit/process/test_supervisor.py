@@ -44,20 +44,20 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     plan = Plan(parsed(), Source("test", parsed), tmp_path / "control", lambda _: None)
     made = Supervisor(plan, log)
     yield made
-    made._loop.close()
+    made.loop.close()
     os.close(made._signals)
-    made._relays.close()
-    made._sidecars.close()
+    made.relays.close()
+    made.sidecars.close()
     log.close()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @pytest.mark.parametrize("state", ["starting", "draining"])
 def test_there_is_no_reload_but_while_it_serves(supervisor: Supervisor, state: str) -> None:
-    supervisor._state = state  # type: ignore[assignment]  # one of the three
+    supervisor.state = state  # type: ignore[assignment]  # one of the three
     client = Client()
 
-    supervisor._handle(Request("reload"), client)  # type: ignore[arg-type]  # as a Pending
+    supervisor._orders.handle(Request("reload"), client)  # type: ignore[arg-type]  # as a Pending
 
     assert [each.error for each in client.answers] == [f"handfast is {state}; it cannot reload now"]
     assert client.closed
@@ -66,7 +66,7 @@ def test_there_is_no_reload_but_while_it_serves(supervisor: Supervisor, state: s
 def test_a_relay_that_confirms_what_nobody_asked_for_harms_nothing(supervisor: Supervisor) -> None:
     supervisor._heard(Child(Kind.RELAY, 1), Configured(99), [])
 
-    assert supervisor._state == "starting"
+    assert supervisor.state == "starting"
 
 
 def test_there_are_columns_for_all_that_can_be_at_a_time() -> None:
