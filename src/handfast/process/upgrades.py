@@ -110,8 +110,9 @@ class Upgrades:
 
     @property
     def waiters(self) -> tuple[Waiter, ...]:
-        """Those that wait for an answer, for the program that follows."""
-        return tuple(Waiter(each.sock.fileno(), command) for each, command in self._waiting)
+        """Those that wait for an answer still, for the program that follows."""
+        places = ((each.sock.fileno(), command) for each, command in self._waiting)
+        return tuple(Waiter(place, command) for place, command in places if place >= 0)
 
     @property
     def began(self) -> float:

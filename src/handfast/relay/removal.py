@@ -94,7 +94,7 @@ class Removal:
             return True
         handover, sockets = self._waiting
         descriptors = [each.fileno() for each in sockets]
-        for _ in self._channels:
+        for _ in range(len(self._channels)):
             self._channels.rotate(-1)
             try:
                 if not channel.send(self._channels[0], handover, *descriptors):
