@@ -54,7 +54,9 @@ class Holder:
     def run(self, control: Connection) -> None:
         """Connect, say so, carry data until told to end, and say what was seen."""
         with ExitStack() as stack:
-            held = [stack.enter_context(self.client.connect()) for _ in range(self.idle + self.busy)]
+            held = [
+                stack.enter_context(self.client.connect()) for _ in range(self.idle + self.busy)
+            ]
             for each in held:
                 load.exchange(each)
             control.send("ready")
@@ -134,7 +136,9 @@ class Front:
             f"listeners:\n  - listen: 127.0.0.1:0\n    target: tcp://127.0.0.1:{target}\n"
             f"    certificates:\n      - chain: {chain}\n        key: {key}\n"
         )
-        process = subprocess.Popen([sys.executable, "-P", "-m", "handfast", "serve", "-c", self.config])
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "handfast", "serve", "-c", self.config]
+        )
         stack.callback(process.wait)
         stack.callback(process.terminate)
         self.client = load.client(self._port(directory / "log"), chain)
@@ -177,7 +181,9 @@ def crowd(front: Front, connections: int, busy: int, upgrades: int) -> dict[str,
         processes.append(multiprocessing.Process(target=holder.run, args=(theirs,), daemon=True))
         ends.append(ours)
     churning, theirs = multiprocessing.Pipe()
-    processes.append(multiprocessing.Process(target=churn, args=(front.client, theirs), daemon=True))
+    processes.append(
+        multiprocessing.Process(target=churn, args=(front.client, theirs), daemon=True)
+    )
     for process in processes[:holders]:
         process.start()
     for end in ends:

@@ -29,6 +29,7 @@ PAUSE_SECONDS: Final = 0.1
 CALM_SECONDS: Final = 1.0
 """How long it has to go well again until the log says so; else it would say so all the time."""
 _MOST_SPARE: Final = 1024
+_MOVED_AT_ONCE: Final = 16
 
 
 class Intake:
@@ -56,6 +57,7 @@ class Intake:
         self._paused = False
         self._started = False
         self._draining = False
+        self._was_moved = False
         self._calm = Alarm(loop)
         self._told = False
 
@@ -67,11 +69,17 @@ class Intake:
 
     def _listen(self) -> None:
         for each in self._receivers:
-            self._loop.add_reader(each.fileno(), partial(self._take, each))
+            self._loop.add_reader(each.fileno(), partial(self._readable, each))
 
     def _ignore(self) -> None:
         for each in self._receivers:
             self._loop.remove_reader(each.fileno())
+
+    def _readable(self, receiver: socket.socket) -> None:
+        """Take one session, or some of those that come from another relay: they stand still."""
+        for _ in range(_MOVED_AT_ONCE):
+            if not self._take(receiver) or not self._was_moved or self._paused:
+                return
 
     def _take(self, receiver: socket.socket) -> bool:
         """Take one session; False when there was none, or there was no room for it."""
@@ -86,6 +94,7 @@ class Intake:
             return True
         if taken is None:
             return False
+        self._was_moved = len(taken[1]) > 1
         if max(taken[1]) >= self._ceiling:
             self.pause()
         self._adopt(*taken)
