@@ -39,7 +39,7 @@ from handfast.transport.census import Census, Column
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from handfast.config import Address
+    from handfast.config import TargetAddress
     from handfast.process.child import Child
     from handfast.process.credentials import Files
     from handfast.process.listening import Bound
@@ -179,7 +179,7 @@ def _door(bound: Bound, engine: OpenSSLEngine | None, clients: Clients | None) -
 def resolver(
     control: socket.socket,
     channels: tuple[socket.socket, ...],
-    addresses: tuple[Address, ...],
+    addresses: tuple[TargetAddress, ...],
     common: Common,
 ) -> int:
     """Be the resolver."""

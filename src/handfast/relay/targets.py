@@ -15,14 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Final, TypeAlias
 
-from handfast.config import Address, Service, Target, TargetTls
+from handfast.config import Service, Target, TargetAddress, TargetTls
 from handfast.errors import BackendError
 from handfast.observe import events
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 
-Identity: TypeAlias = tuple[Address, TargetTls | None]
+Identity: TypeAlias = tuple[TargetAddress, TargetTls | None]
 Clock: TypeAlias = Callable[[], float]
 Emit: TypeAlias = Callable[[events.Event], None]
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from handfast.config import TcpAddress
+from handfast.config import HandoffAddress, TcpAddress
 from handfast.errors import BackendError, ConfigError
 from handfast.relay.failover import Failover
+from handfast.relay.giving import Giving, distrust
 from handfast.relay.securing import Securing
 from handfast.relay.targets import TargetState
 from handfast.tls.names import server_name
@@ -23,6 +24,7 @@ from handfast.transport.plain import reset
 
 if TYPE_CHECKING:
     from handfast.config import Service, TargetTls
+    from handfast.handover.application import Facts
     from handfast.relay.connection import Connection
 
 
@@ -43,16 +45,20 @@ class Reached(msgspec.Struct, frozen=True):
 class Upstream:
     """One search for a target of a service.
 
-    Ends with one call, of the connection's `connected` or `not_connected`; with none after
-    `cancel`. `header` goes before everything else, TLS included; `early` is what the client has
-    sent, where that is to be carried as it is.
+    Ends with one call, of the connection's `connected`, `not_connected` or, where the target is an
+    application and has taken the session, `handed_over`; with none after `cancel`. `facts` are for
+    such a target, None in a service without. `header` goes before everything else, TLS included;
+    `early` is what the client has sent, where that is to be carried as it is.
     """
 
     __slots__ = (
         "_address",
         "_connection",
+        "_data",
         "_early",
+        "_facts",
         "_failover",
+        "_giving",
         "_header",
         "_securing",
         "_sock",
@@ -60,13 +66,21 @@ class Upstream:
     )
 
     def __init__(
-        self, connection: Connection, service: Service, header: bytes, early: bytes
+        self,
+        connection: Connection,
+        service: Service,
+        header: bytes,
+        early: bytes,
+        facts: Facts | None,
     ) -> None:
         relay = connection.relay
         self.bucket = 0
         self._connection = connection
         self._header = header
         self._early = early
+        self._facts = facts
+        self._data = b""  # of the client, opened for an application that did not get it
+        self._giving: Giving | None = None
         self._securing: Securing | None = None
         self._sock: socket.socket | None = None
         self._address: Any = None
@@ -86,11 +100,14 @@ class Upstream:
 
     def _connected(self, sock: socket.socket, address: Any) -> None:
         self._sock, self._address = sock, address
-        tls = self._failover.target.tls
-        if tls is not None:
-            self._secure(sock, tls)
+        target = self._failover.target
+        if isinstance(target.address, HandoffAddress):
+            self._offer(sock, target.address)
             return
-        lead = self._header + self._early
+        if target.tls is not None:
+            self._secure(sock, target.tls)
+            return
+        lead = self._header + self._early + self._data
         try:
             sent = sock.send(lead) if lead else 0
         except (BlockingIOError, InterruptedError):
@@ -101,7 +118,33 @@ class Upstream:
             return
         self._finish(None, lead[sent:])
 
+    def _offer(self, sock: socket.socket, address: HandoffAddress) -> None:
+        """Give the session to the application at the other end of a socket, if it is the one."""
+        relay, facts = self._connection.relay, self._facts
+        problem = distrust(sock, address, self._address[2], relay.generation.plan.accounts)
+        if problem is not None or facts is None:
+            self._retry(problem or BackendError("there is no session to hand over"))
+            return
+        relay.deadlines.set(self, self._failover.until)
+        self._giving = Giving(self._connection, sock, facts, self._given, self._retry, self._lost)
+        self._giving.start(self._data)
+
+    def _given(self) -> None:
+        self._failover.target.succeeded()
+        address = self._address
+        self.cancel()
+        self._connection.handed_over(address)
+
+    def _lost(self, error: BackendError) -> None:
+        self._failover.target.failed(error)
+        self.cancel()
+        self._connection.not_connected(error)
+
     def _secure(self, sock: socket.socket, tls: TargetTls) -> None:
+        if self._data:
+            reason = "what the client sent was opened already, for an application"
+            self._retry(BackendError(reason, ours=True))
+            return
         address = self._failover.target.address
         host = address.host if isinstance(address, TcpAddress) else ""
         relay = self._connection.relay
@@ -136,7 +179,10 @@ class Upstream:
         self._failover.retry(error)
 
     def expired(self, now: float) -> None:  # noqa: ARG002 - the protocol of Deadlines
-        """Give the target at hand up: its time is over before its handshake."""
+        """Give the target at hand up: its time is over before it is in order."""
+        if self._giving is not None:
+            self._giving.expired()
+            return
         self._retry(BackendError("no TLS session with the target in its time"))
 
     def cancel(self) -> None:
@@ -151,6 +197,10 @@ class Upstream:
         if self._securing is not None:
             self._securing.cancel()
             self._securing = None
+        if self._giving is not None:
+            self._giving.cancel()
+            self._data = self._giving.data
+            self._giving = None
         self._connection.relay.deadlines.drop(self)
         sock, self._sock = self._sock, None
         return sock
