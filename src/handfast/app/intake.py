@@ -73,12 +73,36 @@ class Intake:
         """Do what there is to do; give a session, if there is one."""
         if not self._taken:
             for descriptor, _ in self._epoll.poll(0):
-                if descriptor == self._listening.fileno():
+                if self._rests_until:
+                    break
+                if not self._has_room():
+                    self._rest()
+                elif descriptor == self._listening.fileno():
                     self._accept()
                 elif descriptor in self._waiting:
                     self._take(self._leave(descriptor))
             self._expire()
         return self._taken.popleft() if self._taken else None
+
+    def _has_room(self) -> bool:
+        """Tell whether a descriptor is free. A client's socket that finds none would be lost."""
+        try:
+            os.close(os.dup(self._listening.fileno()))
+        except OSError:
+            return False
+        return True
+
+    def _rest(self) -> None:
+        """Look at nothing for a while."""
+        _log.warning("no session is taken for now: no descriptor is free")
+        self._rests_until = time.monotonic() + REST_SECONDS
+        for descriptor in (self._listening.fileno(), *self._waiting):
+            self._epoll.unregister(descriptor)
+
+    def _go_on(self) -> None:
+        self._rests_until = 0.0
+        for descriptor in (self._listening.fileno(), *self._waiting):
+            self._epoll.register(descriptor, select.EPOLLIN)
 
     def close(self) -> None:
         """Give everything back; sessions that were taken and not fetched are closed."""
@@ -99,10 +123,8 @@ class Intake:
             connection, _ = self._listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        except OSError as error:
-            _log.warning("no session is taken for now: %s", error.strerror)
-            self._epoll.unregister(self._listening)
-            self._rests_until = time.monotonic() + REST_SECONDS
+        except OSError:  # want of memory, or of descriptors in the whole system
+            self._rest()
             return
         raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, user, _ = _CREDENTIALS.unpack(raw)
@@ -137,7 +159,8 @@ class Intake:
 
     def _leave(self, descriptor: int) -> socket.socket:
         connection, _ = self._waiting.pop(descriptor)
-        self._epoll.unregister(descriptor)
+        if not self._rests_until:
+            self._epoll.unregister(descriptor)
         return connection
 
     def _expire(self) -> None:
@@ -145,8 +168,7 @@ class Intake:
         while self._oldest() <= now:
             self._leave(next(iter(self._waiting))).close()
         if 0 < self._rests_until <= now:
-            self._rests_until = 0.0
-            self._epoll.register(self._listening, select.EPOLLIN)
+            self._go_on()
 
 
 def receive(connection: socket.socket) -> Taken | None:
