@@ -255,7 +255,9 @@ def test_an_empty_record_is_no_end(connect: Connect, suite: Suite) -> None:
 @either_version
 def test_too_many_empty_records_are_an_error(connect: Connect, suite: Suite) -> None:
     with connect(suite) as both:
-        for _ in range(40):
+        if both.ours.home == "kernel":
+            pytest.skip("the kernel takes them in one call, and does not tell of them")
+        for _ in range(33):
             both.client.sock.sendall(both.client.peering.record(DATA, b""))
         with pytest.raises(SessionError, match="more than 32 records with no data"):
             both.ours.read()

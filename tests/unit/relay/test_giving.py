@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from handfast.app import Connection
 from handfast.config import Service, Target, TcpAddress
 from handfast.errors import PeerError
 from handfast.handover.application import TAKEN, Facts, Offer, encode
@@ -187,11 +189,12 @@ def test_another_target_is_tried_when_the_message_could_not_be_sent(
         )
         with first.accepted(front):
             sock, offer = second.take(front)
-        with sock:
-            ours = End(offer.session)
-            assert offer.data + ours.open(b"") == b"question"
-            sock.sendall(ours.seal(b"answer"))
+        sock.setblocking(False)
+        with Connection(sock, offer) as ours:
+            assert ours.read() == b"question"
+            ours.write(b"answer")
             assert client.receive(6) == b"answer"
+            ours.abort()
         assert front.event("target", state="down")["error_desc"] == "Broken pipe"
 
 
@@ -241,8 +244,10 @@ def test_any_other_answer_is_the_end_and_no_other_target_is_tried(
             assert told["error_desc"] == "it gave a wrong answer"
             assert not client.was_reset
             assert sock.recv(1) == b""  # nobody can use it any more
-            with pytest.raises(OSError, match=r"Broken pipe|Transport endpoint"):
+            with contextlib.suppress(OSError):
                 sock.send(b"?")
+            client.look()
+            assert not client.opened
             assert front.event("target", state="down")["address"] == str(first.address)
             with pytest.raises(BlockingIOError):
                 second.sock.accept()
