@@ -121,6 +121,8 @@ class AsyncConnection:
         """Say the end, if it was not said; wait a second at most for the client's, and close."""
         if self._link.closed:
             return
+        self._link.leaving = True
+        self._ready.wake()
         try:
             async with asyncio.timeout(LINGER_SECONDS):
                 await self.finish()

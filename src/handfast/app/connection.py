@@ -95,6 +95,7 @@ class Connection:
         if self._link.closed:
             return
         until = time.monotonic() + LINGER_SECONDS
+        self._link.leaving = True
         try:
             while not self._link.finish():
                 _wait(self.fileno(), select.POLLOUT, until)

@@ -21,7 +21,10 @@ from handfast.transport.plain import finish, reset
 
 
 class Link:
-    """One client's connection. It owns the socket, which does not block."""
+    """One client's connection. It owns the socket, which does not block.
+
+    `leaving` is set by who waits for the end: nobody else reads from then on.
+    """
 
     def __init__(self, sock: socket.socket, offer: Offer) -> None:
         self.sock = sock
@@ -32,6 +35,7 @@ class Link:
         self._ready = memoryview(offer.data)
         self._error: SessionError | None = None
         self.finished = False
+        self.leaving = False
         self.closed = False
 
     @property
@@ -52,6 +56,8 @@ class Link:
         Raises SessionError and OSError.
         """
         self._check()
+        if self.leaving:
+            raise OSError(9, "the connection is being closed")
         if not self._ready:
             try:
                 data = self._reading.read()
