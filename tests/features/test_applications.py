@@ -20,8 +20,10 @@ from cryptography import x509
 from features.world import auth_of, greeting
 from handfast import app
 from harness.clients import TIMEOUT, connect, echoes, read_to_end
+from harness.injection import memory_has
 from harness.instance import wait_for
 from harness.processes import descriptors
+from harness.secrets import connect_and_tell
 from harness.streams import memory_client, random_bytes, sha256
 
 if TYPE_CHECKING:
@@ -334,3 +336,21 @@ def test_many_clients_at_once_leave_nothing_behind(
         assert descriptors(relay) == before  # it has none of them, though all are open
     assert front.status()["totals"]["handed_over"] == 61
     assert front.status()["totals"]["active"] == 0
+
+
+@needs_root
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_the_secrets_of_a_session_leave_the_memory_of_the_relay_with_it(
+    start: Start, application: Applications, version: str
+) -> None:
+    """That they are there before is proved in test_isolation."""
+    front = start({"target": application().target})
+    relay = front.pids("relay")["relay-1"]
+    with socket.create_connection(("127.0.0.1", front.port()), TIMEOUT) as sock:
+        sock.settimeout(None)
+        client, told = connect_and_tell(sock, version)
+        client.sendall(b"there and back")
+        assert client.recv(100) == b"there and back"
+
+        assert memory_has(relay, *told.secrets, *told.keys) == set()
+        client.shutdown()

@@ -110,6 +110,41 @@ def test_a_direction_that_the_kernel_cannot_do_stays_in_user_space(
         connection.abort()
 
 
+def test_a_session_whose_client_has_closed_already_stays_in_user_space(
+    front: Relaying, app: Application
+) -> None:
+    """The kernel wants both sides open; the answer is due all the same."""
+
+    def change(session: Session) -> Session:
+        peer = Peering(session.suite, session.read)
+        return replace(session, unread=peer.record(DATA, b"all of it") + peer.record(21, b"\1\0"))
+
+    client = front.client(change, closed=True)
+    connection, transport = taken(front, app)
+    assert (transport, connection.home) == ("user", "user")
+    assert [connection.read(), connection.read()] == [b"all of it", b""]
+    connection.write(b"answer")
+    assert client.receive(6) == b"answer"
+    connection.abort()
+
+
+def test_close_notify_that_was_read_already_is_told_of(front: Relaying, app: Application) -> None:
+    def change(session: Session) -> Session:
+        peer = Peering(session.suite, session.read)
+        return replace(session, unread=peer.record(DATA, b"all of it") + peer.record(21, b"\1\0"))
+
+    client = front.client(change)
+    sock, offer = app.take(front)
+    assert offer.session.read.in_kernel
+    assert offer.session.read.closed
+    sock.setblocking(False)
+    with Connection(sock, offer) as connection:
+        assert [connection.read(), connection.read()] == [b"all of it", b""]
+        connection.write(b"answer")
+        assert client.receive(6) == b"answer"
+        connection.abort()
+
+
 def halves(session: Session, kept: int) -> tuple[bytes, bytes]:
     """A record, and the start and the rest of the one that follows."""
     peer = Peering(session.suite, session.read)

@@ -81,7 +81,8 @@ class Link:
         self._check()
         if self._writing.closed:
             raise BrokenPipeError("this side of the connection was closed")
-        self._answer()
+        if not self._answer():
+            return 0
         try:
             return self._writing.write(data)
         except PeerError as error:

@@ -173,7 +173,11 @@ class Upstream:
         """Give the target at hand up, and make for another."""
         relay = self._connection.relay
         sock = self._leave()
-        if sock is not None:
+        if sock is None:
+            pass
+        elif isinstance(self._failover.target.address, HandoffAddress):
+            sock.close()  # nothing was sent, and nothing is read
+        else:
             # In order, so that an alert arrives: nothing of the client was sent.
             Lingering(relay.loop, relay.deadlines, sock)
         self._failover.retry(error)

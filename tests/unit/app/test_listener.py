@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import gc
 import grp
 import os
 import resource
@@ -423,9 +424,16 @@ def test_neither_descriptors_nor_memory_stay(listener: app.Listener, handfast: H
         channel.close()
         handfast.clients.pop()[0].close()
 
-    once()
-    before = open_descriptors()
-    for _ in range(100):
-        once()
+    def many() -> None:
+        for _ in range(50):
+            once()
+        gc.collect()
 
-    assert open_descriptors() == before
+    def objects() -> int:
+        return sum(type(each).__module__.startswith("handfast.") for each in gc.get_objects())
+
+    many()
+    before, kept = open_descriptors(), objects()
+    many()
+
+    assert (open_descriptors(), objects()) == (before, kept)
