@@ -2,10 +2,11 @@
 
     with handfast.app.listen("/run/shop/tls.sock", group="handfast") as listener:
         for connection in listener:
-            connection.write(connection.read(4096))
-            connection.close()
+            threading.Thread(target=serve, args=(connection,)).start()
 
-With asyncio it is `async for connection in listener`, and `await` before each call. handfast has
+Sessions have to be taken as they come: one that waits for longer than handfast's `connect-timeout`
+is lost, and so is its client. That is why there is a thread for each. With asyncio it is
+`async for connection in listener`, and `await` before each call. handfast has
 `target: handoff:/run/shop/tls.sock` for it. See docs/applications.md.
 """
 

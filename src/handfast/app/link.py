@@ -41,10 +41,9 @@ class Link:
     @property
     def home(self) -> str:
         """Where the records are sealed and opened, as in handfast's log."""
-        homes = {type(self._reading).__name__[0], type(self._writing).__name__[0]}
-        if homes == {"K"}:
-            return "kernel"
-        return "user" if homes == {"U"} else "kernel-tx"
+        if not self._writing.in_kernel:
+            return "user"
+        return "kernel" if self._reading.in_kernel else "kernel-tx"
 
     def waits_on(self) -> int:
         """Give the descriptor that tells when `read` is worth another try."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import select
 import socket
 from abc import ABC, abstractmethod
-from typing import Final
+from typing import ClassVar, Final
 
 from handfast.app.errors import SessionError
 from handfast.errors import PeerError
@@ -27,6 +27,7 @@ class Reading(ABC):
     """One client's direction. `contents` knows how far it has come."""
 
     contents: Content
+    in_kernel: ClassVar = False
 
     @abstractmethod
     def read(self) -> bytes | None:
@@ -90,6 +91,7 @@ class KernelReading(Reading):
     """Opened by the kernel."""
 
     contents: KernelReader
+    in_kernel = True
 
     def __init__(self, sock: socket.socket, session: Session) -> None:
         super().__init__(sock)

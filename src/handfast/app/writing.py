@@ -6,7 +6,7 @@ import contextlib
 import select
 import socket
 from abc import ABC, abstractmethod
-from typing import Final
+from typing import ClassVar, Final
 
 from handfast.tls.record import MAX_PLAINTEXT
 from handfast.tls.session import Session
@@ -20,6 +20,7 @@ class Writing(ABC):
     """One direction to a client. What is told to it goes out in order, or not at all."""
 
     sealer: RecordWriter | KernelWriter
+    in_kernel: ClassVar = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -102,6 +103,7 @@ class KernelWriting(Writing):
     """
 
     sealer: KernelWriter
+    in_kernel = True
 
     def __init__(self, sock: socket.socket, session: Session) -> None:
         super().__init__(sock)

@@ -25,7 +25,7 @@ from handfast.errors import BackendError, HandfastBug, HandfastError
 from handfast.handover.application import TAKEN, Facts, Offer, encode
 from handfast.relay.introduction import destination
 from handfast.relay.moving import NEVER
-from handfast.relay.settling import Settling
+from handfast.relay.settling import SETTLE_SECONDS, Settling
 from handfast.relay.splicing import FromKernel, ToKernel
 from handfast.tls.export import export
 from handfast.tls.keys import VERSION_NAMES, wipe
@@ -91,6 +91,8 @@ def distrust(sock: socket.socket, address: HandoffAddress, opened: Opened,
 class Giving:
     """One attempt to give the session of a connection to the application behind a socket.
 
+    It has time `until` then, by the loop's clock; whoever watches that calls `expired`.
+
     Ends with one call: of `given`; of `failed`, when nothing was sent and the session is the
     connection's as before; of `lost`, when it is nobody's. None comes after `cancel`, nor when the
     connection ends. `data` is what was opened of the client's records; it goes first.
@@ -105,6 +107,7 @@ class Giving:
         "_sent",
         "_settling",
         "_sock",
+        "_until",
         "data",
     )
 
@@ -113,6 +116,7 @@ class Giving:
         connection: Connection,
         sock: socket.socket,
         facts: Facts,
+        until: float,
         given: Callable[[], None],
         failed: Callable[[BackendError], None],
         lost: Callable[[BackendError], None],
@@ -120,6 +124,7 @@ class Giving:
         self._connection = connection
         self._sock = sock
         self._facts = facts
+        self._until = until
         self._given = given
         self._failed = failed
         self._lost = lost
@@ -133,10 +138,12 @@ class Giving:
         `data` is what an attempt before this has opened.
         """
         self.data = data
-        if self._connection.due == NEVER:
+        if not _moves(self._connection):
             self._send()
             return
-        self._settling = Settling(self._connection, self._settled)
+        # Half of the time is for the application.
+        left = max(0.0, self._until - self._connection.relay.loop.time()) / 2
+        self._settling = Settling(self._connection, self._settled, min(SETTLE_SECONDS, left))
         self._settling.start()
 
     def _settled(self) -> None:
@@ -205,6 +212,13 @@ class Giving:
         if self._sent:
             with contextlib.suppress(OSError):  # the client has gone
                 self._connection.client.shutdown(socket.SHUT_RDWR)
+
+
+def _moves(connection: Connection) -> bool:
+    """Tell whether any of a session is to be moved into the kernel now."""
+    sealer = connection.to_client.sealer
+    support = connection.relay.generation.plan.kernel
+    return connection.due != NEVER and sealer is not None and sealer.suite.code in support.tx
 
 
 def _take(connection: Connection) -> Session:

@@ -19,21 +19,22 @@ if TYPE_CHECKING:
     from handfast.tls.reader import RecordReader
 
 SETTLE_SECONDS: Final = 1.0
+"""How long the rest of a record is waited for at most."""
 
 
 class Settling:
     """One attempt, for a connection without a target; ends with one call of `settled`.
 
-    That may come before `start` returns. None comes after `cancel`, nor when the connection ends.
-    `data` is what was opened.
+    That is after so many seconds at the latest, and may come before `start` returns. None comes
+    after `cancel`, nor when the connection ends. `data` is what was opened.
     """
 
     __slots__ = ("_connection", "_settled", "_timer", "data")
 
-    def __init__(self, connection: Connection, settled: Callable[[], None]) -> None:
+    def __init__(self, connection: Connection, settled: Callable[[], None], seconds: float) -> None:
         self._connection = connection
         self._settled = settled
-        self._timer = connection.relay.loop.call_later(SETTLE_SECONDS, self._finish)
+        self._timer = connection.relay.loop.call_later(seconds, self._finish)
         self.data = b""
 
     def start(self) -> None:

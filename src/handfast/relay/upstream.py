@@ -10,6 +10,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from handfast.config import HandoffAddress, TcpAddress
 from handfast.errors import BackendError, ConfigError
@@ -19,6 +20,7 @@ from handfast.relay.securing import Securing
 from handfast.relay.targets import TargetState
 from handfast.tls.names import server_name
 from handfast.tls.session import Session
+from handfast.tls.writer import RecordWriter, room_for
 from handfast.transport.lingering import Lingering
 from handfast.transport.plain import reset
 
@@ -126,7 +128,15 @@ class Upstream:
             self._retry(problem or BackendError("there is no session to hand over"))
             return
         relay.deadlines.set(self, self._failover.until)
-        self._giving = Giving(self._connection, sock, facts, self._given, self._retry, self._lost)
+        self._giving = Giving(
+            self._connection,
+            sock,
+            facts,
+            self._failover.until,
+            self._given,
+            self._retry,
+            self._lost,
+        )
         self._giving.start(self._data)
 
     def _given(self) -> None:
@@ -141,10 +151,6 @@ class Upstream:
         self._connection.not_connected(error)
 
     def _secure(self, sock: socket.socket, tls: TargetTls) -> None:
-        if self._data:
-            reason = "what the client sent was opened already, for an application"
-            self._retry(BackendError(reason, ours=True))
-            return
         address = self._failover.target.address
         host = address.host if isinstance(address, TcpAddress) else ""
         relay = self._connection.relay
@@ -159,6 +165,9 @@ class Upstream:
         self._securing.start(self._header)
 
     def _secured(self, session: Session, unsent: bytes) -> None:
+        if self._data:
+            session, sealed = _seal(session, self._data)
+            unsent += sealed
         self._finish(session, unsent)
 
     def _finish(self, session: Session | None, unsent: bytes) -> None:
@@ -208,3 +217,12 @@ class Upstream:
         self._connection.relay.deadlines.drop(self)
         sock, self._sock = self._sock, None
         return sock
+
+
+def _seal(session: Session, data: bytes) -> tuple[Session, bytes]:
+    """Seal data; give the session as it is then."""
+    writer = RecordWriter(session)
+    out = memoryview(bytearray(room_for(len(data))))
+    # Sealing needs a byte to spare.
+    length = writer.seal(memoryview(bytearray(data + b"\0")), len(data), out)
+    return replace(session, write=writer.export(), bytes_out=writer.bytes), bytes(out[:length])

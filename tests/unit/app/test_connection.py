@@ -297,18 +297,15 @@ def test_an_alert_of_the_client_ends_the_session(connect: Connect, suite: Suite)
 def test_a_record_that_comes_slowly_is_waited_for_at_rest(both: Both) -> None:
     """Some kernels call a socket readable that has a part of a record: that is no busy loop."""
     record = both.client.end.seal(b"slow")
-
-    def send() -> None:
-        both.client.sock.sendall(record[:-1])
-        time.sleep(0.5)  # what is measured is the processor's time meanwhile
-        both.client.sock.sendall(record[-1:])
-
-    sender = in_thread(send)
+    both.client.sock.sendall(record[:-1])
+    both.ours.timeout = 0.5
     before = time.process_time()
-    assert both.ours.read() == b"slow"
-    sender.join()
-
+    with pytest.raises(TimeoutError):
+        both.ours.read()
     assert time.process_time() - before < 0.3
+
+    both.client.sock.sendall(record[-1:])
+    assert both.ours.read() == b"slow"
 
 
 @settings(max_examples=40, deadline=None)

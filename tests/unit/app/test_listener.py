@@ -430,7 +430,7 @@ def test_neither_descriptors_nor_memory_stay(listener: app.Listener, handfast: H
         gc.collect()
 
     def objects() -> int:
-        return sum(type(each).__module__.startswith("handfast.") for each in gc.get_objects())
+        return sum(str(type(each).__module__).startswith("handfast.") for each in gc.get_objects())
 
     many()
     before, kept = open_descriptors(), objects()

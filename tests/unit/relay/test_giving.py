@@ -8,14 +8,16 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from handfast.app import Connection
-from handfast.config import Service, Target, TcpAddress
+from handfast.config import Service, Target, TargetTls, TcpAddress
 from handfast.errors import PeerError
 from handfast.handover.application import TAKEN, Facts, Offer, encode
 from handfast.relay import giving
@@ -34,6 +36,9 @@ from unit.relay.relaying import (
 from unit.tls.sessions import AES128, DATA, End, Peering
 
 CERTIFICATES = (b"leaf", b"issuer")
+if TYPE_CHECKING:
+    from conftest import Certificates
+
 Apply = Callable[..., Application]
 
 
@@ -221,6 +226,37 @@ def test_a_tcp_target_takes_over_when_the_message_could_not_be_sent(
             client.send_all(peer.record(DATA, b"and late"))
             assert target.receive(14) == b"early and late"
             target.send_all(b"answer")
+            assert client.receive(6) == b"answer"
+
+
+def test_a_target_with_tls_takes_over_when_the_message_could_not_be_sent(
+    app: Application, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened for the application, which is so for the kernel, is sealed for the target."""
+
+    def failing(offer: Offer) -> bytearray:
+        raise OSError(32, "Broken pipe")
+
+    monkeypatch.setattr(giving, "encode", failing)
+    with listening() as door:
+        where = TcpAddress(host="127.0.0.1", port=door.getsockname()[1])
+        tls = TargetTls(server_name="localhost", trusted_certs=("ca.pem",))
+        service = Service(targets=(Target(address=app.address), Target(address=where, tls=tls)))
+        root = certificates.root.certificate.public_bytes(Encoding.DER)
+        plan = plan_of(listener_of(service), anchors={"ca.pem": (root,)})
+        with relaying(plan) as front:
+            client = front.client(
+                lambda session: replace(
+                    session, unread=Peering(session.suite, session.read).record(DATA, b"early ")
+                )
+            )
+            app.accepted(front).close()
+            target = front.tls_target(door, certificates.chain, certificates.key)
+            peer = Peering(AES128, client.end.session.write)
+            peer.sequence = 1
+            client.send_all(peer.record(DATA, b"and late"))
+            assert target.receive(14) == b"early and late"
+            target.write(b"answer")
             assert client.receive(6) == b"answer"
 
 
