@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Final, Self, TypeAlias
 
 from handfast.app.connection import LINGER_SECONDS, Buffer
+from handfast.app.errors import SessionError
 from handfast.app.intake import Intake, Taken
 from handfast.app.link import Link
 
@@ -35,9 +37,8 @@ class _Readiness:
             raise RuntimeError("another task waits for the same already")
         loop = asyncio.get_running_loop()
         future = self._waiting[key] = loop.create_future()
-        add = loop.add_writer if write else loop.add_reader
-        add(descriptor, self._forget, key)
         try:
+            (loop.add_writer if write else loop.add_reader)(descriptor, self._forget, key)
             await future
         finally:
             if self._waiting.get(key) is future:
@@ -125,7 +126,8 @@ class AsyncConnection:
         self._ready.wake()
         try:
             async with asyncio.timeout(LINGER_SECONDS):
-                await self.finish()
+                with contextlib.suppress(SessionError):
+                    await self.finish()
                 while not self._link.discard():
                     await self._ready.wait(self._link.waits_on())
         except (OSError, RuntimeError):
@@ -146,7 +148,7 @@ class AsyncConnection:
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close; after an exception, so that the client does not take it for the end."""
-        if kind is None:
+        if kind is None or issubclass(kind, SessionError):
             await self.close()
         else:
             self.abort()

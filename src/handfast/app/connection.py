@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
 import time
 from typing import Final, Self
 
+from handfast.app.errors import SessionError
 from handfast.app.link import Link
 from handfast.app.peer import Peer
 from handfast.handover.application import Offer
@@ -90,15 +92,16 @@ class Connection:
     def close(self) -> None:
         """Say the end, if it was not said; wait a second at most for the client's, and close.
 
-        A connection that is broken is just closed.
+        A client that broke the protocol gets its alert in the same way.
         """
         if self._link.closed:
             return
         until = time.monotonic() + LINGER_SECONDS
         self._link.leaving = True
         try:
-            while not self._link.finish():
-                _wait(self.fileno(), select.POLLOUT, until)
+            with contextlib.suppress(SessionError):
+                while not self._link.finish():
+                    _wait(self.fileno(), select.POLLOUT, until)
             while not self._link.discard():
                 _wait(self._link.waits_on(), select.POLLIN, until)
         except OSError:
@@ -115,7 +118,7 @@ class Connection:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close; after an exception, so that the client does not take it for the end."""
-        if kind is None:
+        if kind is None or issubclass(kind, SessionError):
             self.close()
         else:
             self.abort()

@@ -115,12 +115,20 @@ class Link:
 
     def discard(self) -> bool:
         """Throw away what has come; True when nothing more will."""
+        read = self._reading.read if self._error is None else self._receive
         try:
-            while data := self._reading.read():
+            while data := read():
                 del data
         except (OSError, HandfastError):
             return True
         return data is not None
+
+    def _receive(self) -> bytes | None:
+        """Read what nobody can open any more."""
+        try:
+            return self.sock.recv(1 << 16)
+        except BlockingIOError:
+            return None
 
     def close(self) -> None:
         """Close the socket, whatever was said before. RST goes out where the end was not said."""

@@ -286,6 +286,18 @@ def test_what_breaks_the_protocol_is_answered_with_an_alert(
             both.ours.write(b"anything")
 
 
+def test_an_alert_arrives_though_the_client_still_sends(both: Both) -> None:
+    """Closing a socket with unread data makes the kernel send RST, which overtakes the alert."""
+    both.client.sock.sendall(b"\x17\x03\x03\x00\x40" + bytes(100_000))
+    with pytest.raises(SessionError, match="does not authenticate"):
+        both.ours.read()
+    closing = in_thread(both.ours.close)
+    with pytest.raises(PeerError, match="the peer sent alert bad_record_mac"):
+        both.client.read(1)
+    both.client.sock.shutdown(socket.SHUT_WR)
+    closing.join()
+
+
 @either_version
 def test_an_alert_of_the_client_ends_the_session(connect: Connect, suite: Suite) -> None:
     with connect(suite) as both:

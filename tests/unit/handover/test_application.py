@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import struct
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +11,8 @@ from msgspec.structs import replace
 
 from handfast.errors import HandfastError
 from handfast.handover.application import MAX_MESSAGE, Facts, Offer, decode, encode
-from handfast.tls.session import Direction, Peer, Session
-from unit.tls.sessions import AES128, sessions
+from handfast.tls.session import Direction, Peer, Received, Session
+from unit.tls.sessions import AES128, AES128_12, sessions
 from unit.tls.test_session import any_sessions, texts
 
 HEAD = struct.Struct("!8sHHIII")
@@ -60,6 +61,30 @@ def test_the_layout_is_the_documented_one() -> None:
     }
     assert message[24 + length : 29 + length] == b"hello"
     assert len(message) == 29 + length + rest
+
+
+def test_the_session_is_the_documented_array() -> None:
+    session = replace(
+        sessions(AES128_12, unread=b"unread", nonce=7)[0],
+        unsent=b"unsent",
+        received=Received(1, b"part", 2, 3, True, False),
+        bytes_out=4,
+    )
+    message = bytes(encode(Offer(Facts(), session)))
+    *_, length, count, rest = HEAD.unpack_from(message)
+
+    assert len(message) == 24 + length + count + rest
+    assert msgspec.msgpack.decode(message[-rest:]) == [
+        0,
+        0xC02F,
+        [bytes(session.read.secret), 0, 7, False, False, 0],
+        [bytes(session.write.secret), 0, 7, False, False, 0],
+        msgspec.msgpack.decode(msgspec.msgpack.encode(Peer())),
+        b"unread",
+        b"unsent",
+        [1, b"part", 2, 3, True, False],
+        4,
+    ]
 
 
 @given(noise=st.binary(max_size=200))
