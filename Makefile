@@ -46,8 +46,9 @@ unit: $(VENV)/.tested-with
 	$(BIN)/coverage report
 
 # Kernel TLS is tested on a kernel that has it, which is booted for that: see tests/harness/guest.py.
-# The relay's own tests and the TLS clients once more, then, with all sessions in that kernel.
-IN_GUEST := tests/kernel tests/unit/relay \
+# The relay's own tests, those of applications, and the TLS clients once more, then, with all sessions
+# in that kernel.
+IN_GUEST := tests/kernel tests/unit/relay tests/unit/app \
   $(addprefix tests/interop/test_,relay.py endings.py targets.py upstream_tls.py curl.py gnutls.py \
     openssl_cli.py pyopenssl.py rustls.py stdlib.py)
 

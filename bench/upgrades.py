@@ -92,7 +92,7 @@ class Holder:
                 self.times.append(time.monotonic() - began)
                 if seen.digest() != wanted:
                     raise OSError("other bytes came back")
-                time.sleep(random.uniform(0, 2 * PAUSE))  # noqa: S311 - no secret
+                time.sleep(random.uniform(0, 2 * PAUSE))
         except OSError as error:
             self.lost.append(f"a busy one: {error}")
 
@@ -104,7 +104,7 @@ class Holder:
 
 
 def churn(client: load.Client, control: Connection) -> None:
-    """Connect and close, one after the other, until told to end; tell how often, and what failed."""
+    """Connect and close until told to end; tell how often, and what failed."""
     count, failures = 0, []
     while not control.poll():
         try:

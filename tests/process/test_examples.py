@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -404,7 +405,52 @@ def balancing(scene: Scene) -> None:
     assert found == {"unix", "eleven", "partner", "twelve"}
 
 
+def application(scene: Scene) -> None:
+    scene.server("web.pem", "web.key", "web.test")
+    scene.write("clients-root.pem", scene.certificates.root.pem())
+    chain, key = scene.certificates.client("alice").write(scene.directory, "alice")
+    Path("/run/web").mkdir()
+    path = Path("/run/web/tls.sock")
+    scene.stack.enter_context(program(EXAMPLES / "application" / "web.py", str(path)))
+    wait_for(path.is_socket, "the application listens")
+    running = scene.run()
+    curl = [
+        *("curl", "--silent", "--show-error", "--fail", "--cacert", str(scene.certificates.ca)),
+        *("--resolve", "web.test:443:10.0.0.11", "--interface", "10.0.0.12"),
+    ]
+
+    for version in ("1.1", "2"):
+        for shown, name in ((), None), (("--cert", str(chain), "--key", str(key)), "CN=alice"):
+            said = subprocess.run(
+                [*curl, f"--http{version}", *shown, "https://web.test/some/path"],
+                capture_output=True, text=True, timeout=TIMEOUT, check=False,
+            )  # fmt: skip
+            assert not said.returncode, said.stderr
+            answer = json.loads(said.stdout)
+            host, port = answer.pop("client")
+            assert answer == {
+                "http": version, "scheme": "https", "path": "/some/path", "tls": "0x304",
+                "certificate": name,
+            }  # fmt: skip
+            assert host == "10.0.0.12"
+            running.wait("proxy", subevent="handed_over", client_port=str(port))
+    assert not running.events("proxy", subevent="client_disconnect")
+
+
+@contextmanager
+def program(file: Path, *arguments: str) -> Iterator[None]:
+    """Run a program of the examples, which ends in order when it is told to."""
+    with subprocess.Popen([sys.executable, file, *arguments], stderr=subprocess.PIPE) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+            _, errors = process.communicate(timeout=TIMEOUT)
+        assert not process.returncode, errors.decode()
+
+
 SCENES: Final = {
+    "application.yaml": application,
     "balancing.yaml": balancing,
     "flat.yaml": flat,
     "https.yaml": https,

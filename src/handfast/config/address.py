@@ -1,4 +1,7 @@
-"""Addresses as text: `host:port`, `[::1]:443`, `:8443`, `tcp://host:port`, `unix:/path`, CIDR."""
+"""Addresses as text: `host:port`, `[::1]:443`, `:8443`, `tcp://host:port`, `unix:/path`, CIDR.
+
+`handoff:/path` is where an application takes sessions.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,13 @@ import re
 from typing import Final
 
 from handfast.config.document import UNPRINTABLE, shown
-from handfast.config.schema import Address, TcpAddress, UnixAddress
+from handfast.config.schema import (
+    Address,
+    HandoffAddress,
+    TargetAddress,
+    TcpAddress,
+    UnixAddress,
+)
 from handfast.errors import ConfigError
 
 MAX_UNIX_PATH: Final = 107  # bytes: sun_path of unix(7) is 108 with its final NUL
@@ -39,25 +48,34 @@ def parse_listen(text: str) -> Address:
     return _tcp(match, 0)
 
 
-def parse_target(text: str) -> Address:
-    """Parse `tcp://host:port` or `unix:path`; raises ConfigError."""
+def parse_target(text: str, base: str = "") -> TargetAddress:
+    """Parse `tcp://host:port`, `unix:path` or `handoff:path`; raises ConfigError.
+
+    A relative path is joined to `base`.
+    """
     if text.startswith("unix:"):
-        return parse_unix(text)
+        return parse_unix(text, base)
+    if text.startswith("handoff:"):
+        return HandoffAddress(path=_socket_path(text, "handoff:", base))
     match = _TCP.fullmatch(text.removeprefix("tcp://"))
     if match is None or not text.startswith("tcp://"):
-        raise ConfigError(_not(text, "tcp://host:port or unix:/path"))
+        raise ConfigError(_not(text, "tcp://host:port, unix:/path or handoff:/path"))
     return _tcp(match, 1)
 
 
 def parse_unix(text: str, base: str = "") -> UnixAddress:
     """Parse `unix:path`, a relative path being joined to `base`; raises ConfigError."""
-    path = text.removeprefix("unix:")
+    return UnixAddress(path=_socket_path(text, "unix:", base))
+
+
+def _socket_path(text: str, scheme: str, base: str) -> str:
+    path = text.removeprefix(scheme)
     if not path or UNPRINTABLE.search(path):
-        raise ConfigError(_not(text, "unix: and the path of a socket"))
+        raise ConfigError(_not(text, f"{scheme} and the path of a socket"))
     path = os.path.join(base, path)  # noqa: PTH118  text, and pathlib would drop a leading ./
     if len(path.encode()) > MAX_UNIX_PATH:
         raise ConfigError(f"the socket's path is longer than {MAX_UNIX_PATH} bytes; shorten it")
-    return UnixAddress(path=path)
+    return path
 
 
 def parse_ip(text: str) -> str:

@@ -8,15 +8,16 @@ import yaml
 
 from handfast.config.scalars import UNITS
 from handfast.config.schema import (
-    Address,
     Certificate,
     ClientAuth,
     Config,
+    HandoffAddress,
     Limits,
     Listener,
     Route,
     Service,
     Target,
+    TargetAddress,
     Timeouts,
     TlsPolicy,
     UnixAddress,
@@ -129,11 +130,14 @@ def _target(target: Target) -> str | dict[str, Any]:
         trusted = list(target.tls.trusted_certs)
         about = {"tls": _present(server_name=target.tls.server_name, trusted_certs=trusted) or True}
     about |= _present(max_connections=target.max_connections)
+    if isinstance(target.address, HandoffAddress):
+        about |= _present(user=target.address.user)
     return {"address": address, **about} if about else address
 
 
-def _target_address(address: Address) -> str:
-    return str(address) if isinstance(address, UnixAddress) else f"tcp://{address}"
+def _target_address(address: TargetAddress) -> str:
+    named = isinstance(address, UnixAddress | HandoffAddress)
+    return str(address) if named else f"tcp://{address}"
 
 
 def _present(**values: object) -> dict[str, Any]:

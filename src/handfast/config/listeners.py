@@ -20,7 +20,14 @@ from handfast.config.schema import (
     Route,
     UnixAddress,
 )
-from handfast.config.services import ONE_TARGET_KEY, SERVICE, route, take_service, unreachable
+from handfast.config.services import (
+    ONE_TARGET_KEY,
+    SERVICE,
+    application_needs_no_header,
+    route,
+    take_service,
+    unreachable,
+)
 from handfast.config.shape import (
     Shape,
     either,
@@ -150,6 +157,7 @@ LISTENER: Final = Shape(
         _routes_are_reachable,
         _routes_speak_what_is_negotiated,
         _kernel_tls_fits,
+        application_needs_no_header,
     ),
 )
 

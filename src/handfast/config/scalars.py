@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from handfast.config.address import parse_listen, parse_network, parse_target, parse_unix
 from handfast.config.document import UNPRINTABLE, Kind, Value, shown
-from handfast.config.schema import JOURNALD, SYSLOG, Address, Secret
+from handfast.config.schema import JOURNALD, SYSLOG, Address, Secret, TargetAddress
 from handfast.errors import ConfigError
 
 T = TypeVar("T")
@@ -159,8 +160,13 @@ def address(parse_text: Callable[[str], Address], what: str) -> Parser[Address]:
     return parse
 
 
+def target(value: Value) -> TargetAddress:
+    """Take where to forward to; the path of a socket is joined to the directory of the file."""
+    what = "a target such as tcp://127.0.0.1:80, unix:/path or handoff:/path"
+    return by(partial(parse_target, base=value.base), what)(value)
+
+
 listen: Final = address(parse_listen, "an address such as 0.0.0.0:443, '[::]:443' or unix:/path")
-target: Final = address(parse_target, "a target such as tcp://127.0.0.1:80 or unix:/path")
 network: Final = by(parse_network, "an IP address, or a network such as 10.0.0.0/8")
 count: Final = integer(0, MAX_COUNT)
 

@@ -74,6 +74,23 @@ class UnixAddress(Struct, frozen=True, kw_only=True, tag=True):
 Address: TypeAlias = TcpAddress | UnixAddress
 
 
+class HandoffAddress(Struct, frozen=True, kw_only=True, tag=True):
+    """The path of the Unix socket on which an application takes sessions, at most 107 bytes.
+
+    `user` is whose the application has to be; empty is the owner of the socket, if nobody else
+    could have put it there.
+    """
+
+    path: str
+    user: str = ""
+
+    def __str__(self) -> str:
+        return f"handoff:{self.path}"
+
+
+TargetAddress: TypeAlias = Address | HandoffAddress
+
+
 class Certificate(Struct, frozen=True, kw_only=True):
     """What a listener proves itself with: PEM files, and where the key's password comes from.
 
@@ -131,7 +148,7 @@ class TargetTls(Struct, frozen=True, kw_only=True):
 class Target(Struct, frozen=True, kw_only=True):
     """One place to forward to. `max_connections` 0 is no limit; each relay has its share of it."""
 
-    address: Address
+    address: TargetAddress
     tls: TargetTls | None = None
     max_connections: int = 0
 

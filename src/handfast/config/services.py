@@ -12,6 +12,7 @@ from handfast.config.names import parse_server_name, parse_sni
 from handfast.config.scalars import AnyParser, boolean, by, choice, count, file, is_true
 from handfast.config.schema import (
     Balance,
+    HandoffAddress,
     Route,
     SendProxy,
     Service,
@@ -53,10 +54,32 @@ def _socket_needs_name(value: Value, found: Mapping[str, Any]) -> Iterable[Probl
         yield Problem(message, below(where.path, "server-name"), where.line)
 
 
+_NOT_FOR_APPLICATIONS: Final = {
+    "tls": "is between the client and the application itself, which gets the session",
+    "max-connections": "is for connections that handfast carries; the application has its own",
+}
+
+
+def _application_fits(value: Value, found: Mapping[str, Any]) -> Iterable[Problem]:
+    """Refuse what has no meaning when the session itself goes to the target, and `user` else."""
+    if isinstance(found["address"], HandoffAddress):
+        for key, why in _NOT_FOR_APPLICATIONS.items():
+            if found.get(key):
+                yield value.entries[key].problem(f"{why}; remove it")
+    elif "user" in found:
+        message = "is whose application sessions go to, at a target handoff:/path; remove it"
+        yield value.entries["user"].problem(message)
+
+
 TARGET: Final = Shape(
-    fields={"address": scalars.target, "tls": _target_tls, "max-connections": count},
+    fields={
+        "address": scalars.target,
+        "tls": _target_tls,
+        "max-connections": count,
+        "user": scalars.text,
+    },
     rules=(required("address", "where to forward to, such as tcp://127.0.0.1:80"),),
-    checks=(_socket_needs_name,),
+    checks=(_socket_needs_name, _application_fits),
 )
 
 
@@ -64,7 +87,24 @@ def _target(value: Value) -> Target:
     """Take an address, or a mapping with one and more about it."""
     if value.kind is not Kind.MAPPING:
         return Target(address=scalars.target(value))
-    return Target(**keywords(TARGET.read(value)))
+    found = TARGET.read(value)
+    user = found.pop("user", "")
+    if user:
+        found["address"] = HandoffAddress(path=found["address"].path, user=user)
+    return Target(**keywords(found))
+
+
+def _hands_over(found: Mapping[str, Any]) -> bool:
+    """Tell whether a service has a target that takes sessions."""
+    targets: tuple[Target, ...] = found.get("targets") or (found["target"],)
+    return any(isinstance(each.address, HandoffAddress) for each in targets)
+
+
+def application_needs_no_header(value: Value, found: Mapping[str, Any]) -> Iterable[Problem]:
+    """Refuse a PROXY header to who gets the session: its message says who the client is."""
+    if found.get("send-proxy", "none") != "none" and _hands_over(found):
+        message = "is not for a target handoff:/path, whose message says who the client is"
+        yield value.entries["send-proxy"].problem(f"{message}; remove it")
 
 
 SERVICE: Final[dict[str, AnyParser]] = {
@@ -104,6 +144,9 @@ def _passthrough_fits(value: Value, found: Mapping[str, Any]) -> Iterable[Proble
     if any(target.tls for target in found.get("targets", (found.get("target"),))):
         message = "cannot be together with `tls` to the target, which the client itself speaks"
         yield where.problem(f"{message}; remove one of them")
+    if _hands_over(found):
+        message = "has no session that could go to a target handoff:/path"
+        yield where.problem(f"{message}; remove `passthrough`, or name another target")
 
 
 ROUTE: Final = Shape(
@@ -118,7 +161,7 @@ ROUTE: Final = Shape(
         either("target", "targets", "where to forward to, such as tcp://127.0.0.1:80"),
         ONE_TARGET_KEY,
     ),
-    checks=(_passthrough_fits,),
+    checks=(_passthrough_fits, application_needs_no_header),
 )
 
 

@@ -25,6 +25,7 @@ NUMBERS: Final = (
     "bytes_in",
     "bytes_out",
     "connect_failures",
+    "handed_over",
     "handshakes_denied",
     "handshakes_failed",
     "handshakes_granted",
@@ -119,6 +120,7 @@ class Counters:
         "failures",
         "gauges",
         "granted_by",
+        "handed_over",
         "handshake_seconds",
         "handshakes_denied",
         "handshakes_failed",
@@ -146,6 +148,7 @@ class Counters:
         self.bytes_out = 0
         self.connect_failures = 0
         self.kernel_refused = 0
+        self.handed_over = 0
         self.log_dropped = 0
         self.moved = 0
         self.longest_stall = 0.0

@@ -155,15 +155,18 @@ class LogDropped(Event, frozen=True):
 
 
 class Proxy(Event, frozen=True, kw_only=True):
-    """A connection came, reached its target, or ended.
+    """A connection came, reached its target, was handed over to an application, or ended.
 
-    `duration_ms` is the time to connect for server_connect, and the life of the connection for
-    the disconnects. `bytes_in` and `bytes_out` count the client's plaintext, from it and to it.
+    `duration_ms` is the time to connect for server_connect, and to be taken for handed_over; for
+    the disconnects it is the life of the connection. `bytes_in` and `bytes_out` count the client's
+    plaintext, from it and to it.
     `transport` is where its session was then: user, kernel, or kernel-tx for our direction alone.
     """
 
     NAME = "proxy"
-    subevent: Literal["client_connect", "server_connect", "client_disconnect", "server_disconnect"]
+    subevent: Literal[
+        "client_connect", "server_connect", "handed_over", "client_disconnect", "server_disconnect"
+    ]
     client_ip: str = ""
     client_port: int | None = None
     listen_ip: str = ""

@@ -35,6 +35,7 @@ METRICS: Final[dict[str, tuple[Kind, str]]] = {
     "connections_refused_total": ("counter", "Connections that a limit kept out."),
     "connections_relayed_total": ("counter", "Sessions that came to a relay."),
     "connections_relaying": ("gauge", "Sessions that are at a relay."),
+    "sessions_handed_over_total": ("counter", "Sessions that applications have taken."),
     "received_bytes_total": ("counter", "Plaintext from clients."),
     "sent_bytes_total": ("counter", "Plaintext to clients."),
     "handshakes_total": ("counter", "Handshakes that ended; labelled by what they negotiated."),
@@ -67,6 +68,7 @@ METRICS: Final[dict[str, tuple[Kind, str]]] = {
 _PLAIN: Final = {
     "connections_relayed_total": "relayed",
     "connections_relaying": "active",
+    "sessions_handed_over_total": "handed_over",
     "received_bytes_total": "bytes_in",
     "sent_bytes_total": "bytes_out",
     "handshakes_resumed_total": "resumed",

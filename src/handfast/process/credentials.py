@@ -16,12 +16,13 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from handfast.config import Certificate, Config, Listener
+from handfast.config import Certificate, Config, HandoffAddress, Listener
 from handfast.errors import ConfigError, Problem
 from handfast.observe.events import CertLoaded, Doubtful, Event
 from handfast.observe.status import CertificateExpiry
 from handfast.policy.clients import ClientPolicy
 from handfast.policy.revocation import Revocation, check_crls, parse_crls
+from handfast.process.ownership import user_id
 from handfast.tls.certificates import (
     Credential,
     check_chain,
@@ -58,11 +59,13 @@ class Loaded(msgspec.Struct, frozen=True, eq=False):
 class Files(msgspec.Struct, frozen=True, eq=False):
     """All that a configuration names: by listener, and the anchors (DER) for targets' TLS.
 
-    `anchors` are by the file's name; the empty name stands for what the system trusts.
+    `anchors` are by the file's name; the empty name stands for what the system trusts. `accounts`
+    are the users that are named as those of applications, with their numbers.
     """
 
     listeners: tuple[Loaded, ...]
     anchors: dict[str, tuple[bytes, ...]]
+    accounts: dict[str, int] = {}
 
 
 def load_all(config: Config, now: datetime.datetime) -> Files:
@@ -79,9 +82,16 @@ def load_all(config: Config, now: datetime.datetime) -> Files:
     found = (each.tls.trusted_certs or ("",) for each in config.targets if each.tls is not None)
     files = {file for trusted in found for file in trusted}
     anchors = {file: collect(_anchors, file) or () for file in sorted(files)}
+    accounts = {user: collect(user_id, user) or 0 for user in sorted(_users(config))}
     if problems:
         raise ConfigError(*problems)
-    return Files(tuple(loaded), anchors)
+    return Files(tuple(loaded), anchors, accounts)
+
+
+def _users(config: Config) -> set[str]:
+    """Give the users that are named as those of applications."""
+    addresses = [each.address for each in config.targets]
+    return {each.user for each in addresses if isinstance(each, HandoffAddress) and each.user}
 
 
 def engine(listener: Listener, loaded: Loaded) -> OpenSSLEngine | None:

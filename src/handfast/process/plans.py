@@ -38,6 +38,7 @@ def make_plan(
         loglevel=config.loglevel,
         anchors=files.anchors,
         kernel=kernel,
+        accounts=files.accounts,
     )
 
 

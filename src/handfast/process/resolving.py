@@ -1,5 +1,7 @@
 """The resolver: looks names up for the relays, and connects to Unix sockets for them.
 
+Of a socket at which an application takes sessions it also tells who may be behind it (`ownership`).
+
 It is outside the chroot, because both need files, and without privileges. It holds no session, no
 key and no listening socket. It does this only for the targets of the configuration: a relay that
 was taken over reaches no other name and no other path by it.
@@ -15,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from handfast.config import Address, TcpAddress, UnixAddress
+from handfast.config import HandoffAddress, TargetAddress, TcpAddress, UnixAddress
 from handfast.errors import BackendError, HandfastError
 from handfast.observe.counters import Counters
 from handfast.observe.events import SystemFault
@@ -24,9 +26,19 @@ from handfast.process import worker
 from handfast.process.lookups import Answer as LookedUp
 from handfast.process.lookups import GetAddrInfo, Lookups
 from handfast.process.messages import Serve, ToChild
+from handfast.process.ownership import owner_of
 from handfast.process.sealed import seal, unseal
 from handfast.relay import question
-from handfast.relay.question import Answer, Connect, Connected, Found, NotFound, Question
+from handfast.relay.question import (
+    Answer,
+    Connect,
+    Connected,
+    Found,
+    NotFound,
+    Open,
+    Opened,
+    Question,
+)
 from handfast.transport.loop import Loop
 
 MAX_QUESTIONS: Final = 256
@@ -34,13 +46,13 @@ MAX_QUESTIONS: Final = 256
 STRANGER_SECONDS: Final = 0.1
 """How long a question for what is no target may wait for the order that makes it one."""
 
-_targets: Final = msgspec.msgpack.Decoder(tuple[Address, ...])
+_targets: Final = msgspec.msgpack.Decoder(tuple[TargetAddress, ...])
 
 
 def run(
     control: socket.socket,
     channels: tuple[socket.socket, ...],
-    addresses: Iterable[Address],
+    addresses: Iterable[TargetAddress],
     log: Log,
 ) -> int:
     """Be the resolver until the supervisor says so or is gone; give the exit status."""
@@ -55,7 +67,7 @@ def run(
     return worker.run(control, log, start, order)
 
 
-def seal_targets(targets: tuple[Address, ...]) -> int:
+def seal_targets(targets: tuple[TargetAddress, ...]) -> int:
     """Put targets where an order to serve them may take them from; give a descriptor to close."""
     return seal("targets", msgspec.msgpack.encode(targets))
 
@@ -67,7 +79,7 @@ class Resolving:
         self,
         loop: Loop,
         channels: Iterable[socket.socket],
-        addresses: Iterable[Address],
+        addresses: Iterable[TargetAddress],
         log: Log,
         ended: Callable[[], None],
         getaddrinfo: GetAddrInfo = socket.getaddrinfo,
@@ -80,11 +92,11 @@ class Resolving:
         for channel in channels:
             _Line(loop, channel, self)
 
-    def configure(self, addresses: Iterable[Address]) -> None:
+    def configure(self, addresses: Iterable[TargetAddress]) -> None:
         """Serve these targets from now on, and no others."""
         self._addresses = frozenset(addresses)
 
-    def allows(self, address: Address) -> bool:
+    def allows(self, address: TargetAddress) -> bool:
         """Tell whether this is a target of the configuration."""
         return address in self._addresses
 
@@ -138,7 +150,7 @@ class _Line:
             self._send(NotFound(asked.number, "not a target of the configuration"))
 
     def _serve(self, asked: Question) -> None:
-        if isinstance(asked, Connect):
+        if isinstance(asked, Connect | Open):
             self._connect(asked)
         else:
             self._open += 1
@@ -151,14 +163,16 @@ class _Line:
         else:
             self._send(Found(number, answer))
 
-    def _connect(self, asked: Connect) -> None:
+    def _connect(self, asked: Connect | Open) -> None:
+        packets = isinstance(asked, Open)
         try:
-            sock = _connected(asked.path)
+            sock = _connected(asked.path, socket.SOCK_SEQPACKET if packets else socket.SOCK_STREAM)
         except OSError as error:  # EAGAIN among them: its backlog is full
             reason = f"cannot connect to {asked.path}"
             self._send(NotFound(asked.number, reason, error.strerror or str(error)))
         else:
-            self._send(Connected(asked.number), sock)
+            found = Opened(asked.number, *owner_of(asked.path)) if packets else None
+            self._send(found or Connected(asked.number), sock)
 
     def _send(self, answer: Answer, sock: socket.socket | None = None) -> None:
         """Send an answer, with a socket that is closed here afterwards."""
@@ -198,8 +212,8 @@ class _Line:
             self._drop_first()
 
 
-def _connected(path: str) -> socket.socket:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+def _connected(path: str, kind: int) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
     try:
         sock.connect(path)
     except OSError:
@@ -208,7 +222,9 @@ def _connected(path: str) -> socket.socket:
     return sock
 
 
-def _address(asked: Question) -> Address:
+def _address(asked: Question) -> TargetAddress:
+    if isinstance(asked, Open):
+        return HandoffAddress(path=asked.path, user=asked.user)
     if isinstance(asked, Connect):
         return UnixAddress(path=asked.path)
     return TcpAddress(host=asked.host, port=asked.port)

@@ -42,7 +42,7 @@ from handfast.transport.census import Census, Column
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from handfast.config import Address
+    from handfast.config import TargetAddress
     from handfast.process.child import Child
     from handfast.process.credentials import Files
     from handfast.process.listening import Bound
@@ -191,7 +191,7 @@ def _door(bound: Bound, engine: OpenSSLEngine | None, clients: Clients | None) -
 def resolver(
     control: socket.socket,
     channels: tuple[socket.socket, ...],
-    addresses: tuple[Address, ...],
+    addresses: tuple[TargetAddress, ...],
     common: Common,
 ) -> int:
     """Be the resolver."""

@@ -144,6 +144,7 @@ RESOLVE: Final[tuple[Permit, ...]] = (
     *_sockets(socket.AF_INET, socket.SOCK_DGRAM, 0, socket.IPPROTO_UDP),
     *_sockets(socket.AF_INET6, socket.SOCK_DGRAM, 0, socket.IPPROTO_UDP),
     *_sockets(socket.AF_UNIX, socket.SOCK_STREAM, 0),
+    *_sockets(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0),  # applications that take sessions
     *_sockets(socket.AF_UNIX, socket.SOCK_DGRAM, 0),
     *_sockets(socket.AF_NETLINK, socket.SOCK_RAW, 0),
     *_sockets(socket.AF_NETLINK, socket.SOCK_DGRAM, 0),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from handfast.config import Address, UnixAddress
+from handfast.config import Address, TargetAddress, UnixAddress
 from handfast.errors import HandfastBug
 from handfast.process import roles
 from handfast.process.child import Child, Kind
@@ -41,7 +41,7 @@ class Sidecars:
         self._sockets = {} if demo is None else {Kind.DEMO: demo}
         kinds = [*([] if metrics is None else [Kind.MONITOR]), *self._sockets]
         self.children = (self._resolver, *(Child(kind, 0) for kind in kinds))
-        self._targets: tuple[Address, ...] = ()
+        self._targets: tuple[TargetAddress, ...] = ()
         self._relays = relays
         self._family = family
         self._loop = loop
@@ -104,7 +104,7 @@ class Sidecars:
         child.restarts += 1
         self._later(child)
 
-    def resolve_for(self, targets: Iterable[Address]) -> None:
+    def resolve_for(self, targets: Iterable[TargetAddress]) -> None:
         """Have the resolver serve these targets, and no others."""
         self._targets = tuple(dict.fromkeys(targets))
         if self._resolver.control is not None:

@@ -23,7 +23,7 @@ import msgspec
 from setproctitle import setproctitle
 
 from handfast import __version__
-from handfast.config import Address, Config
+from handfast.config import Config, TargetAddress
 from handfast.errors import ConfigError, HandfastError
 from handfast.observe.events import (
     Doubtful,
@@ -414,5 +414,5 @@ def _columns(config: Config) -> int:
     return config.nworkers * (1 + _GENERATIONS)
 
 
-def _addresses(config: Config) -> tuple[Address, ...]:
+def _addresses(config: Config) -> tuple[TargetAddress, ...]:
     return tuple(target.address for target in config.targets)

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from handfast.errors import BackendError, PeerError
 from handfast.handover.message import Established, Passthrough
+from handfast.relay.giving import facts_for
 from handfast.relay.introduction import header
 from handfast.relay.moving import NEVER as STAYS
 from handfast.relay.moving import Transport, move_on, transport_of
@@ -149,7 +150,11 @@ class Connection:
         self.state = after(self.state, Event.DIALLED)
         introduction = header(service.send_proxy, session, self.client)
         early = session.unread if isinstance(session, Passthrough) else b""
-        self.upstream = Upstream(self, service, introduction, early)
+        facts = None
+        if isinstance(session, Session):
+            listener = self.relay.generation.listeners[self.listener].plan
+            facts = facts_for(service, session, listener, self.client)
+        self.upstream = Upstream(self, service, introduction, early, facts)
         self.to_target.carried = len(early)
         self.upstream.start()
 
@@ -161,6 +166,15 @@ class Connection:
         self.relay.counters.connect_failures += 1
         self.report.not_connected(self.touched, error)
         self._abort(Alert.INTERNAL_ERROR, error.reason)
+
+    def handed_over(self, address: Any) -> None:
+        """Leave the client to the application that has its session now."""
+        self.upstream = None
+        self.report.handed_over(address, self.touched, self.transport)
+        self.relay.counters.handed_over += 1
+        self.state = after(self.state, Event.HANDED_OVER)
+        self._detach()
+        self.client.close()
 
     def connected(self, reached: Reached) -> None:
         """Take the target, and let the bytes flow."""

@@ -26,9 +26,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-from handfast.config import UnixAddress
+from handfast.config import HandoffAddress, UnixAddress
 from handfast.errors import BackendError
 from handfast.relay.dial import Dial
+from handfast.relay.question import Opened
 from handfast.relay.resolver import Endpoint, Resolver
 from handfast.relay.targets import Pool, TargetState
 from handfast.transport.deadlines import Deadlines
@@ -43,6 +44,7 @@ class Failover:
 
     `connected` gets a non-blocking socket, which is then the callee's, and what the log calls the
     target: a tuple that begins with IP address and port, or with the path of a Unix socket and 0.
+    That of an application goes on with what the resolver says of its socket (`question.Opened`).
     `until` is when the time of the target at hand is over, by the loop's clock.
     """
 
@@ -139,7 +141,9 @@ class Failover:
         self.until = now + (self._end - now) / left
         self._deadlines.set(self, self.until)
         if isinstance(target.address, UnixAddress):
-            self._resolver.connect(target.address, partial(self._opened, target))
+            self._resolver.connect(target.address, partial(self._connected_to, target))
+        elif isinstance(target.address, HandoffAddress):
+            self._resolver.open(target.address, partial(self._opened, target))
         else:
             self._resolver.resolve(target.address, partial(self._resolved, target))
 
@@ -159,7 +163,7 @@ class Failover:
         self._dial = Dial(self._loop, answer, self._dialled, self.retry)
         self._dial.start()
 
-    def _opened(self, target: TargetState, answer: socket.socket | BackendError) -> None:
+    def _connected_to(self, target: TargetState, answer: socket.socket | BackendError) -> None:
         if isinstance(answer, BackendError):
             if self._waits_for(target):
                 self.retry(answer)
@@ -167,6 +171,16 @@ class Failover:
             self._dialled(answer, (str(target.address), 0))
         else:
             answer.close()
+
+    def _opened(
+        self, target: TargetState, answer: tuple[socket.socket, Opened] | BackendError
+    ) -> None:
+        if isinstance(answer, BackendError):
+            self._connected_to(target, answer)
+        elif self._waits_for(target):
+            self._dialled(answer[0], (str(target.address), 0, answer[1]))
+        else:
+            answer[0].close()
 
     def _dialled(self, sock: socket.socket, address: Any) -> None:
         self._dial = None

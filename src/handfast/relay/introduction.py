@@ -17,14 +17,14 @@ def header(version: SendProxy, session: Session | Passthrough, client: socket.so
         return b""
     peer = session.peer
     source = (peer.address, peer.port) if peer.address else None
-    destination = _destination(peer, client)
+    reached = destination(peer, client)
     if version == "v1":
-        return build_v1(source, destination)
+        return build_v1(source, reached)
     facts = tls_facts(session) if isinstance(session, Session) else None
-    return build_v2(source, destination, alpn=peer.alpn, authority=peer.sni, tls=facts)
+    return build_v2(source, reached, alpn=peer.alpn, authority=peer.sni, tls=facts)
 
 
-def _destination(peer: Peer, client: socket.socket) -> Endpoint | None:
+def destination(peer: Peer, client: socket.socket) -> Endpoint | None:
     """Give the address that the client connected to; a Unix socket's is none."""
     if peer.dialled is not None:
         return peer.dialled

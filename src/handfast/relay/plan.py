@@ -37,7 +37,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     `anchors` are the certificates (DER) in each file that `TargetTls.trusted_certs` names, and
     under the empty name those that the system trusts. `relays` is how many share the limits.
-    `kernel` is what the kernel was seen to do.
+    `kernel` is what the kernel was seen to do. `accounts` are users that targets name, by number.
     """
 
     generation: int
@@ -47,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
     loglevel: str
     anchors: dict[str, tuple[bytes, ...]]
     kernel: Support = Support()
+    accounts: dict[str, int] = {}
 
 
 _encoder: Final = msgspec.msgpack.Encoder()

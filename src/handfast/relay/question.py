@@ -44,6 +44,14 @@ class Connect(Struct, frozen=True, tag=True):
     path: Text
 
 
+class Open(Struct, frozen=True, tag=True):
+    """Connect to the socket of an application that takes sessions; `user` is as in its target."""
+
+    number: Number
+    path: Text
+    user: Annotated[str, Meta(max_length=256)] = ""
+
+
 class Found(Struct, frozen=True, tag=True):
     """The addresses that an Ask asked for, the best first."""
 
@@ -57,6 +65,18 @@ class Connected(Struct, frozen=True, tag=True):
     number: Number
 
 
+class Opened(Struct, frozen=True, tag=True):
+    """The socket that an Open asked for comes along, non-blocking.
+
+    `owner` is the user whose the application may be, beside root, going by who could have put the
+    socket there; -1 for nobody, and then `doubt` says why.
+    """
+
+    number: Number
+    owner: Annotated[int, Meta(ge=-1, lt=1 << 32)] = -1
+    doubt: Annotated[str, Meta(max_length=1024)] = ""
+
+
 class NotFound(Struct, frozen=True, tag=True):
     """A question has no good answer. `reason` is of handfast, `description` of the system."""
 
@@ -65,8 +85,8 @@ class NotFound(Struct, frozen=True, tag=True):
     description: str = ""
 
 
-Question: TypeAlias = Ask | Connect
-Answer: TypeAlias = Found | Connected | NotFound
+Question: TypeAlias = Ask | Connect | Open
+Answer: TypeAlias = Found | Connected | Opened | NotFound
 
 _FULL: Final = {errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM}
 _ANCILLARY: Final = socket.CMSG_SPACE(4 * array.array("i").itemsize)
@@ -121,8 +141,8 @@ def receive_question(channel: socket.socket) -> Question | None:
 def receive_answer(channel: socket.socket) -> tuple[Answer, int] | None:
     """Take one answer and its descriptor, which is -1 without one; None when there is none.
 
-    Only Connected has a descriptor. Raises EOFError when the other end is gone, and HandfastError
-    for what is no answer.
+    Only Connected and Opened have one. Raises EOFError when the other end is gone, and
+    HandfastError for what is no answer.
     """
     taken = _receive(channel)
     if taken is None:
@@ -130,7 +150,7 @@ def receive_answer(channel: socket.socket) -> tuple[Answer, int] | None:
     data, descriptors = taken
     try:
         answer: Answer = _answers.decode(data)
-        if len(descriptors) != isinstance(answer, Connected):
+        if len(descriptors) != isinstance(answer, Connected | Opened):
             raise HandfastError(f"an answer of the resolver came with {len(descriptors)} sockets")
     except (DecodeError, UnicodeDecodeError) as error:
         _close(descriptors)

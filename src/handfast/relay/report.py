@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 Subevent: TypeAlias = Literal[
-    "client_connect", "server_connect", "client_disconnect", "server_disconnect"
+    "client_connect", "server_connect", "handed_over", "client_disconnect", "server_disconnect"
 ]
 
 
@@ -110,6 +110,12 @@ class Reporter:
         self._server_port = address[1] or None
         self._server_ended = False
         self._emit("server_connect", duration_ms=_since(started))
+
+    def handed_over(self, address: Any, started: float, transport: Transport | None) -> None:
+        """Tell that an application has the session; nothing is known of it from then on."""
+        self._server_ip = address[0]
+        where = transport.value if transport else ""
+        self._emit("handed_over", duration_ms=_since(started), transport=where)
 
     def not_connected(self, started: float, error: BackendError) -> None:
         """Tell that no target could be reached."""

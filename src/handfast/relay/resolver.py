@@ -20,17 +20,28 @@ from functools import partial
 from itertools import chain, count, zip_longest
 from typing import Any, Final, TypeAlias
 
-from handfast.config import TcpAddress, UnixAddress
+from handfast.config import HandoffAddress, TcpAddress, UnixAddress
 from handfast.errors import BackendError
 from handfast.relay import question
-from handfast.relay.question import Answer, Ask, Connect, Connected, Found, NotFound, Question
+from handfast.relay.question import (
+    Answer,
+    Ask,
+    Connect,
+    Connected,
+    Found,
+    NotFound,
+    Open,
+    Opened,
+    Question,
+)
 from handfast.transport.loop import Loop
 
 Endpoint: TypeAlias = tuple[int, Any]
 """An address family and the address as `connect` takes it."""
 
 Resolved: TypeAlias = Callable[[list[Endpoint] | BackendError], None]
-Opened: TypeAlias = Callable[[socket.socket | BackendError], None]
+ConnectedTo: TypeAlias = Callable[[socket.socket | BackendError], None]
+OpenedFor: TypeAlias = Callable[[tuple[socket.socket, Opened] | BackendError], None]
 _Answered: TypeAlias = Callable[[Answer | BackendError, int], None]
 
 REFRESH_SECONDS: Final = 10.0
@@ -90,13 +101,18 @@ class Resolver:
         if len(name.waiting) == 1:
             self._look_up(address, name)
 
-    def connect(self, address: UnixAddress, callback: Opened) -> None:
+    def connect(self, address: UnixAddress, callback: ConnectedTo) -> None:
         """Give a non-blocking socket connected to the path, for the callee to own, or the reason.
 
         The callback always comes, within ANSWER_SECONDS; who no longer wants the socket closes it.
         """
         answered = partial(_open, address, callback)
         self._ask(Connect(next(self._numbers), address.path), answered)
+
+    def open(self, address: HandoffAddress, callback: OpenedFor) -> None:
+        """Give a non-blocking socket connected to an application, as `connect` does, and whose."""
+        answered = partial(_open_packets, address, callback)
+        self._ask(Open(next(self._numbers), address.path, address.user), answered)
 
     def _begin(self, address: TcpAddress) -> _Name:
         name = self._names[address] = _Name()
@@ -231,16 +247,36 @@ def _is_ip(text: str) -> bool:
 
 
 def _open(
-    address: UnixAddress, callback: Opened, answer: Answer | BackendError, descriptor: int
+    address: UnixAddress, callback: ConnectedTo, answer: Answer | BackendError, descriptor: int
 ) -> None:
     """Read an answer to a Connect."""
     if isinstance(answer, Connected):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
         sock.setblocking(False)
         callback(sock)
-    elif isinstance(answer, NotFound):
-        callback(BackendError(answer.reason, description=answer.description))
-    elif isinstance(answer, BackendError):
-        callback(answer)
     else:
-        callback(BackendError(f"the resolver did not connect to {address}"))
+        callback(_unconnected(address, answer, descriptor))
+
+
+def _open_packets(
+    address: HandoffAddress, callback: OpenedFor, answer: Answer | BackendError, descriptor: int
+) -> None:
+    """Read an answer to an Open."""
+    if isinstance(answer, Opened):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, descriptor)
+        sock.setblocking(False)
+        callback((sock, answer))
+    else:
+        callback(_unconnected(address, answer, descriptor))
+
+
+def _unconnected(
+    address: UnixAddress | HandoffAddress, answer: Answer | BackendError, descriptor: int
+) -> BackendError:
+    if descriptor >= 0:
+        os.close(descriptor)  # an answer to another kind of question
+    if isinstance(answer, NotFound):
+        return BackendError(answer.reason, description=answer.description)
+    if isinstance(answer, BackendError):
+        return answer
+    return BackendError(f"the resolver did not connect to {address}")

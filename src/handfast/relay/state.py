@@ -2,6 +2,7 @@
 
     CLIENT_CONNECTED -> SERVER_CONNECTING -> READY -> one side closed -> CLOSED
 
+A session that is handed over to an application leads from SERVER_CONNECTING to CLOSED.
 FAILED leads to CLOSED from everywhere, from CLOSED too: there may still be bytes to write
 then. A closed side means that its last byte was read; the connection is torn down when both have
 closed and everything read has been written.
@@ -33,12 +34,14 @@ class Event(Enum):
     CONNECTED = "connected"
     CLIENT_CLOSED = "client closed"
     SERVER_CLOSED = "server closed"
+    HANDED_OVER = "handed over"
     FAILED = "failed"
 
 
 NEXT: Final = {
     (State.CLIENT_CONNECTED, Event.DIALLED): State.SERVER_CONNECTING,
     (State.SERVER_CONNECTING, Event.CONNECTED): State.READY,
+    (State.SERVER_CONNECTING, Event.HANDED_OVER): State.CLOSED,
     (State.READY, Event.CLIENT_CLOSED): State.CLIENT_DISCONNECTED,
     (State.READY, Event.SERVER_CLOSED): State.SERVER_DISCONNECTED,
     (State.CLIENT_DISCONNECTED, Event.SERVER_CLOSED): State.CLOSED,

@@ -17,14 +17,14 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from handfast.config import Address, Service, Target, TargetTls
+from handfast.config import Service, Target, TargetAddress, TargetTls
 from handfast.errors import BackendError, HandfastError
 from handfast.observe import events
 
 FIRST_PAUSE: Final = 1.0
 LONGEST_PAUSE: Final = 30.0
 
-Identity: TypeAlias = tuple[Address, TargetTls | None]
+Identity: TypeAlias = tuple[TargetAddress, TargetTls | None]
 _encoder: Final = msgspec.msgpack.Encoder()
 _identities: Final[msgspec.msgpack.Decoder[Identity]] = msgspec.msgpack.Decoder(Identity)
 
@@ -217,7 +217,7 @@ class Targets:
         return max(1, limit // self._relays) if limit else 0
 
 
-def encode_identity(address: Address, tls: TargetTls | None) -> bytes:
+def encode_identity(address: TargetAddress, tls: TargetTls | None) -> bytes:
     """Encode what a target is known by, for another relay."""
     return _encoder.encode((address, tls))
 

@@ -10,19 +10,23 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
-from handfast.config import TcpAddress
+from handfast.config import HandoffAddress, TcpAddress
 from handfast.errors import BackendError, ConfigError
 from handfast.relay.failover import Failover
+from handfast.relay.giving import Giving, distrust
 from handfast.relay.securing import Securing
 from handfast.relay.targets import TargetState
 from handfast.tls.names import server_name
 from handfast.tls.session import Session
+from handfast.tls.writer import RecordWriter, room_for
 from handfast.transport.lingering import Lingering
 from handfast.transport.plain import reset
 
 if TYPE_CHECKING:
     from handfast.config import Service, TargetTls
+    from handfast.handover.application import Facts
     from handfast.relay.connection import Connection
 
 
@@ -43,16 +47,20 @@ class Reached(msgspec.Struct, frozen=True):
 class Upstream:
     """One search for a target of a service.
 
-    Ends with one call, of the connection's `connected` or `not_connected`; with none after
-    `cancel`. `header` goes before everything else, TLS included; `early` is what the client has
-    sent, where that is to be carried as it is.
+    Ends with one call, of the connection's `connected`, `not_connected` or, where the target is an
+    application and has taken the session, `handed_over`; with none after `cancel`. `facts` are for
+    such a target, None in a service without. `header` goes before everything else, TLS included;
+    `early` is what the client has sent, where that is to be carried as it is.
     """
 
     __slots__ = (
         "_address",
         "_connection",
+        "_data",
         "_early",
+        "_facts",
         "_failover",
+        "_giving",
         "_header",
         "_securing",
         "_sock",
@@ -60,13 +68,21 @@ class Upstream:
     )
 
     def __init__(
-        self, connection: Connection, service: Service, header: bytes, early: bytes
+        self,
+        connection: Connection,
+        service: Service,
+        header: bytes,
+        early: bytes,
+        facts: Facts | None,
     ) -> None:
         relay = connection.relay
         self.bucket = 0
         self._connection = connection
         self._header = header
         self._early = early
+        self._facts = facts
+        self._data = b""  # of the client, opened for an application that did not get it
+        self._giving: Giving | None = None
         self._securing: Securing | None = None
         self._sock: socket.socket | None = None
         self._address: Any = None
@@ -86,11 +102,14 @@ class Upstream:
 
     def _connected(self, sock: socket.socket, address: Any) -> None:
         self._sock, self._address = sock, address
-        tls = self._failover.target.tls
-        if tls is not None:
-            self._secure(sock, tls)
+        target = self._failover.target
+        if isinstance(target.address, HandoffAddress):
+            self._offer(sock, target.address)
             return
-        lead = self._header + self._early
+        if target.tls is not None:
+            self._secure(sock, target.tls)
+            return
+        lead = self._header + self._early + self._data
         try:
             sent = sock.send(lead) if lead else 0
         except (BlockingIOError, InterruptedError):
@@ -100,6 +119,36 @@ class Upstream:
             self._retry(BackendError("write to the target failed", description=description))
             return
         self._finish(None, lead[sent:])
+
+    def _offer(self, sock: socket.socket, address: HandoffAddress) -> None:
+        """Give the session to the application at the other end of a socket, if it is the one."""
+        relay, facts = self._connection.relay, self._facts
+        problem = distrust(sock, address, self._address[2], relay.generation.plan.accounts)
+        if problem is not None or facts is None:
+            self._retry(problem or BackendError("there is no session to hand over"))
+            return
+        relay.deadlines.set(self, self._failover.until)
+        self._giving = Giving(
+            self._connection,
+            sock,
+            facts,
+            self._failover.until,
+            self._given,
+            self._retry,
+            self._lost,
+        )
+        self._giving.start(self._data)
+
+    def _given(self) -> None:
+        self._failover.target.succeeded()
+        address = self._address
+        self.cancel()
+        self._connection.handed_over(address)
+
+    def _lost(self, error: BackendError) -> None:
+        self._failover.target.failed(error)
+        self.cancel()
+        self._connection.not_connected(error)
 
     def _secure(self, sock: socket.socket, tls: TargetTls) -> None:
         address = self._failover.target.address
@@ -116,6 +165,9 @@ class Upstream:
         self._securing.start(self._header)
 
     def _secured(self, session: Session, unsent: bytes) -> None:
+        if self._data:
+            session, sealed = _seal(session, self._data)
+            unsent += sealed
         self._finish(session, unsent)
 
     def _finish(self, session: Session | None, unsent: bytes) -> None:
@@ -130,13 +182,20 @@ class Upstream:
         """Give the target at hand up, and make for another."""
         relay = self._connection.relay
         sock = self._leave()
-        if sock is not None:
+        if sock is None:
+            pass
+        elif isinstance(self._failover.target.address, HandoffAddress):
+            sock.close()  # nothing was sent, and nothing is read
+        else:
             # In order, so that an alert arrives: nothing of the client was sent.
             Lingering(relay.loop, relay.deadlines, sock)
         self._failover.retry(error)
 
     def expired(self, now: float) -> None:  # noqa: ARG002 - the protocol of Deadlines
-        """Give the target at hand up: its time is over before its handshake."""
+        """Give the target at hand up: its time is over before it is in order."""
+        if self._giving is not None:
+            self._giving.expired()
+            return
         self._retry(BackendError("no TLS session with the target in its time"))
 
     def cancel(self) -> None:
@@ -151,6 +210,19 @@ class Upstream:
         if self._securing is not None:
             self._securing.cancel()
             self._securing = None
+        if self._giving is not None:
+            self._giving.cancel()
+            self._data = self._giving.data
+            self._giving = None
         self._connection.relay.deadlines.drop(self)
         sock, self._sock = self._sock, None
         return sock
+
+
+def _seal(session: Session, data: bytes) -> tuple[Session, bytes]:
+    """Seal data; give the session as it is then."""
+    writer = RecordWriter(session)
+    out = memoryview(bytearray(room_for(len(data))))
+    # Sealing needs a byte to spare.
+    length = writer.seal(memoryview(bytearray(data + b"\0")), len(data), out)
+    return replace(session, write=writer.export(), bytes_out=writer.bytes), bytes(out[:length])

@@ -22,6 +22,7 @@ is (RFC 8446, section 5.5, gives it as full records). TLS_RX_EXPECT_NO_PAD is ne
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from typing import Final, Self
@@ -65,6 +66,22 @@ _BLOCKS_OF_A_CALL: Final = 20
 a block that is not full, and those of the tag."""
 BLOCK_LIMIT: Final = (1 << 34) - (1 << 24)
 """AES blocks under one key: those of 2^24 full records, with room for what is on its way."""
+
+
+NO_DATA: Final = frozenset({errno.EIO, errno.EINVAL})
+"""What reading says of a record that is no data; EINVAL also of one that is none."""
+
+_PROBLEMS: Final = {
+    errno.EBADMSG: ("a record does not authenticate", Alert.BAD_RECORD_MAC),
+    errno.EMSGSIZE: ("a record is too long", Alert.RECORD_OVERFLOW),
+    errno.EINVAL: ("unprotected or unknown record", Alert.UNEXPECTED_MESSAGE),
+}
+
+
+def problem(error: OSError) -> PeerError | None:
+    """Say what is wrong with a record that the kernel cannot open; None for any other error."""
+    found = _PROBLEMS.get(error.errno or 0)
+    return PeerError(found[0], alert=found[1]) if found else None
 
 
 class Support(msgspec.Struct, frozen=True):

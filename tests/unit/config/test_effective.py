@@ -80,6 +80,14 @@ CLIENTS = st.just(config.ClientAuth()) | st.builds(
     rules=tuples(RULES),
 )
 TARGET_TLS = st.builds(config.TargetTls, server_name=NAMES | IPS, trusted_certs=tuples(PATHS))
+APPLICATIONS = st.builds(
+    config.Target,
+    address=st.builds(
+        config.HandoffAddress,
+        path=st.from_regex(r"/[a-z./ ]{1,40}", fullmatch=True),
+        user=st.just("") | TEXTS,
+    ),
+)
 TARGETS = st.builds(config.Target, address=TCP | UNIX, max_connections=COUNTS)
 TLS_TARGETS = st.builds(
     config.Target, address=TCP | UNIX, tls=TARGET_TLS, max_connections=COUNTS
@@ -95,7 +103,9 @@ def services(targets: st.SearchStrategy[config.Target]) -> st.SearchStrategy[con
     )
 
 
-SERVICES = services(TARGETS | TLS_TARGETS)
+SERVICES = services(TARGETS | TLS_TARGETS) | st.builds(
+    config.Service, targets=tuples(TARGETS | APPLICATIONS, 1)
+)
 PASSTHROUGH = st.builds(
     config.Route, sni=tuples(PATTERNS, 1), passthrough=st.just(True), service=services(TARGETS)
 )

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from handfast.config import Address, TcpAddress, UnixAddress
+from handfast.config import HandoffAddress, TargetAddress, TcpAddress, UnixAddress
 from handfast.observe.events import Level
 from handfast.observe.log import Log
 from handfast.process import lookups, resolving
 from handfast.process.fork import fork
 from handfast.process.messages import Ready, Serve, control_pair, receive_from_child, send
+from handfast.process.ownership import owner_of
 from handfast.process.resolving import MAX_QUESTIONS, Resolving
 from handfast.relay import question
-from handfast.relay.question import Answer, Ask, Connect, Connected, Found, NotFound
+from handfast.relay.question import Answer, Ask, Connect, Connected, Found, NotFound, Open, Opened
 from handfast.transport.loop import Loop
 from harness.backends import Backend
 from harness.processes import Watched, descriptors
@@ -59,7 +61,7 @@ class Names:
 class Service:
     """A resolver on a loop of the test's, with the relays' ends of its channels."""
 
-    def __init__(self, names: Names, addresses: Iterable[Address], relays: int) -> None:
+    def __init__(self, names: Names, addresses: Iterable[TargetAddress], relays: int) -> None:
         self.loop = Loop()
         self.names = names
         pairs = [question.pair() for _ in range(relays)]
@@ -120,7 +122,7 @@ class Service:
         return self.taken(relay)[0]
 
 
-def targets(*hosts: str) -> list[Address]:
+def targets(*hosts: str) -> list[TargetAddress]:
     return [TcpAddress(host=host, port=80) for host in hosts]
 
 
@@ -131,7 +133,7 @@ Make = Callable[..., Service]
 def make() -> Iterator[Make]:
     made: list[Service] = []
 
-    def one(names: Names, addresses: Iterable[Address] = (), relays: int = 1) -> Service:
+    def one(names: Names, addresses: Iterable[TargetAddress] = (), relays: int = 1) -> Service:
         made.append(Service(names, addresses or targets(*names.known), relays))
         return made[-1]
 
@@ -390,6 +392,61 @@ def test_a_path_that_is_no_target_is_not_connected_to(make: Make, tmp_path: Path
     assert answer == NotFound(1, "not a target of the configuration")
 
 
+def application(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sock.bind(str(path))
+    sock.listen()
+    return sock
+
+
+def test_an_application_gives_a_connected_socket_and_tells_whose_it_is(
+    make: Make, tmp_path: Path
+) -> None:
+    path = tmp_path / "app.sock"
+    service = make(Names(), [HandoffAddress(path=str(path), user="shop")])
+    with application(path) as server:
+        assert question.send(service.relays[0], Open(1, str(path), "shop"))
+        answer, descriptor = service.taken()
+        with socket.socket(fileno=descriptor) as sock, server.accept()[0] as connection:
+            assert not os.get_blocking(descriptor)
+            sock.send(b"a message")
+            assert connection.recv(100) == b"a message"
+
+    owner, doubt = owner_of(str(path))
+    assert answer == Opened(1, owner, doubt)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        HandoffAddress(path="{path}", user="shop"),
+        UnixAddress(path="{path}"),
+        HandoffAddress(path="{path}.other"),
+    ],
+    ids=["of another user", "that gets connections", "elsewhere"],
+)
+def test_an_application_that_is_no_target_is_not_connected_to(
+    make: Make, tmp_path: Path, address: HandoffAddress | UnixAddress
+) -> None:
+    path = tmp_path / "app.sock"
+    service = make(Names(), [replace(address, path=address.path.format(path=path))])
+    with application(path):
+        assert question.send(service.relays[0], Open(1, str(path)))
+
+        assert service.answer() == NotFound(1, "not a target of the configuration")
+
+
+def test_a_service_is_no_application(make: Make, tmp_path: Path) -> None:
+    path = tmp_path / "app.sock"
+    service = make(Names(), [HandoffAddress(path=str(path))])
+    with Backend(family=socket.AF_UNIX, address=str(path)):
+        assert question.send(service.relays[0], Open(1, str(path)))
+
+        assert service.answer() == NotFound(
+            1, f"cannot connect to {path}", "Protocol wrong type for socket"
+        )
+
+
 def test_noise_of_a_relay_is_refused_and_the_next_question_is_answered(make: Make) -> None:
     service = make(Names(app_example="192.0.2.1"))
     before = descriptors(os.getpid())
@@ -472,6 +529,7 @@ from pathlib import Path
 from handfast.config import TcpAddress
 from handfast.observe.events import Level
 from handfast.observe.log import Log
+from handfast.process.ownership import owner_of
 from handfast.process.resolving import Resolving
 from handfast.relay import question
 from handfast.transport.loop import Loop

@@ -229,6 +229,26 @@ def test_the_resolver_reads_files_asks_servers_and_has_threads() -> None:
     assert set(found.values()) == {"EPERM"}
 
 
+def test_only_the_resolver_connects_to_the_sockets_of_applications() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(b"\0handfast-test-seccomp-" + str(os.getpid()).encode())
+        server.listen()
+
+        def connect() -> None:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                sock.connect(server.getsockname())
+
+        found = {
+            role: under(PERMITS[role].calls, connect=connect)["connect"]
+            for role in (Role.RESOLVER, Role.RELAY, Role.ACCEPTOR, Role.MONITOR)
+        }
+        listens = under(PERMITS[Role.RESOLVER].calls, listen=server.listen)
+
+    assert found.pop(Role.RESOLVER) == ""
+    assert set(found.values()) == {"EPERM"}
+    assert listens == {"listen": "EPERM"}
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="no other architecture's numbers here")
 def test_the_numbers_of_another_architecture_kill() -> None:
     code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)

@@ -254,8 +254,8 @@ class Relaying:
         self._stack = stack
         self._log = os.memfd_create("log")
         self._sender, receiver = channel.pair()
-        asking, self._answering = question.pair()
-        for each in (self._sender, receiver, asking, self._answering):
+        asking, self.answering = question.pair()
+        for each in (self._sender, receiver, asking, self.answering):
             stack.enter_context(each)
         log = Log(self._log, Level.DEBUG, process_type="worker")
         self.relay = Relay(
