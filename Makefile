@@ -50,7 +50,12 @@ unit: $(VENV)/.tested-with
 # in that kernel.
 IN_GUEST := tests/kernel tests/unit/relay tests/unit/app \
   $(addprefix tests/interop/test_,relay.py endings.py targets.py upstream_tls.py curl.py gnutls.py \
-    openssl_cli.py pyopenssl.py rustls.py stdlib.py)
+    openssl_cli.py pyopenssl.py rustls.py stdlib.py) \
+  $(addprefix tests/features/test_upgrade.py::test_a_,half_closed_connection_stays_half_closed \
+    transfer_that_an_upgrade_falls_into_arrives_unharmed) \
+  $(addprefix tests/features/test_upgrade.py::test_,\
+    every_connection_goes_on_under_the_next_program \
+    what_waits_for_a_client_that_does_not_read_moves_with_it)
 
 .PHONY: kernel
 kernel: export PYTHONPATH = $(CURDIR)/tests
@@ -68,6 +73,10 @@ bench: $(VENV)/.tested-with  ## Measure against stunnel (some minutes; QUICK=1, 
 .PHONY: calls
 calls: $(VENV)/.tested-with  ## Count a relay's system calls, as root
 	$(BIN)/python -m bench.calls
+
+.PHONY: upgrades
+upgrades: $(VENV)/.tested-with  ## Upgrade handfast under 10,000 connections, and tell what became of them
+	$(BIN)/python -m bench.upgrades
 
 .PHONY: soak
 soak: export PYTHONPATH = $(CURDIR)/tests

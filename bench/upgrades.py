@@ -231,30 +231,18 @@ def stress(front: Front, gigabytes: float, upgrades: int) -> dict[str, Any]:
     """Carry bytes both ways over one connection during all the upgrades; give the figures."""
     block = os.urandom(STREAM)
     wanted = int(gigabytes * (1 << 30)) // STREAM
-    state = {"sent": 0, "received": 0}
+    state = {"received": 0}
     over = threading.Event()
     failure: list[str] = []
 
     def run() -> None:
-        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        with front.client.connect() as plain:
-            del incoming, outgoing
-            try:
+        try:
+            with front.client.connect() as plain:
                 while state["received"] < wanted or not over.is_set():
-                    sender = threading.Thread(target=plain.sendall, args=(block,))
-                    sender.start()
-                    sender.join()
-                    seen = bytearray()
-                    while len(seen) < STREAM:
-                        piece = plain.recv(STREAM - len(seen))
-                        if not piece:
-                            raise OSError("it ended")
-                        seen += piece
-                    if seen != block:
-                        raise OSError("other bytes came back")
+                    _there_and_back(plain, block)
                     state["received"] += 1
-            except OSError as error:
-                failure.append(str(error))
+        except OSError as error:
+            failure.append(str(error))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -267,6 +255,19 @@ def stress(front: Front, gigabytes: float, upgrades: int) -> dict[str, Any]:
         "moved": moved,
         "failures": failure,
     }
+
+
+def _there_and_back(connection: ssl.SSLSocket, block: bytes) -> None:
+    """Send a block, which fits into the buffers on its way, and take it back; raises OSError."""
+    connection.sendall(block)
+    seen = bytearray()
+    while len(seen) < len(block):
+        piece = connection.recv(len(block) - len(seen))
+        if not piece:
+            raise OSError("it ended")
+        seen += piece
+    if seen != block:
+        raise OSError("other bytes came back")
 
 
 def main() -> int:
