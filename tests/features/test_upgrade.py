@@ -559,6 +559,50 @@ def test_processes_become_another_user_under_live_connections(
     assert owners <= {pwd.getpwnam("daemon").pw_uid, 0}
 
 
+def test_control_pidfile_metrics_and_log_go_elsewhere_and_leave_nothing(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket], tmp_path: Path
+) -> None:
+    front = start(
+        {"target": targets.echo()},
+        pidfile=str(tmp_path / "pid"),
+        metrics=f"unix:{tmp_path}/metrics",
+    )
+    client = clients(front)
+    assert echoes(client)
+    before = descriptors(front.process.pid)
+    for key in ("control", "pidfile", "metrics"):
+        front.settings[key] += "-2"
+    front.save()
+
+    front.signal(signal.SIGHUP)  # the command would look for the control socket in its new place
+    front.wait("upgrade", outcome="ok")
+
+    assert front.status()["state"] == "serving"
+    assert echoes(client)
+    for name in ("control.sock", "pid", "metrics"):
+        assert not (tmp_path / name).exists()
+        assert (tmp_path / f"{name}-2").exists()
+    wait_for(lambda: descriptors(front.process.pid) == before, "all else to be closed")
+
+
+@pytest.mark.parametrize("key", ["pidfile", "logfile"])
+def test_a_place_that_cannot_be_written_to_refuses_the_reload(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket], key: str
+) -> None:
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+    before = front.pids()
+    front.settings[key] = "/nowhere/at/all"
+
+    done = front.reload()
+
+    assert done.returncode == 2
+    assert "/nowhere/at/all: " in done.stderr
+    assert front.pids() == before
+    assert echoes(client)
+
+
 # Evening out
 
 

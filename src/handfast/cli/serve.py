@@ -29,7 +29,7 @@ from handfast.process.listening import Bound
 from handfast.process.pidfile import PidFile
 from handfast.process.proof import run as prove
 from handfast.process.source import Source
-from handfast.process.succession import RETURNED, claim_proof
+from handfast.process.succession import RETURNED, can_go_back, claim_proof, go_back
 from handfast.process.supervisor import Plan, Supervisor
 from handfast.process.systemd import ServiceManager
 from handfast.process.upgrades import Inherited
@@ -69,7 +69,14 @@ def _go_on(plan: Plan, inherited: Inherited) -> int:
     """Take the place of the program before, in its process."""
     keep_to_ourselves(inherited.inheritance)
     os.environ.update(inherited.inheritance.environment)
-    return _serve(replace(plan, announce=_quietly, inherited=inherited))
+    with ExitStack() as stack:
+        try:
+            supervisor = _prepare(replace(plan, announce=_quietly, inherited=inherited), stack)
+        except HandfastError as error:
+            if can_go_back(inherited.inheritance, inherited.returned):
+                raise go_back(inherited.inheritance, inherited.left, str(error)) from error
+            raise
+        return _run(supervisor, plan)
 
 
 def _serve_detached(plan: Plan, launch: Launch) -> int:
@@ -84,19 +91,31 @@ def _serve_detached(plan: Plan, launch: Launch) -> int:
 
 
 def _serve(plan: Plan) -> int:
-    _raise_descriptor_limit()
     with ExitStack() as stack:
-        if plan.demo is not None:
-            stack.enter_context(plan.demo)
-        pidfile = None
-        if plan.config.pidfile:
-            pidfile = stack.enter_context(closing(_pidfile(plan.config.pidfile, plan.inherited)))
-        log = Log.open(plan.config.logfile, Level[plan.config.loglevel], process_type="master")
-        try:
-            manager = ServiceManager(os.environ)
-            Supervisor(replace(plan, manager=manager, pidfile=pidfile), log).run()
-        except ConfigError as error:
-            raise plan.source.locate(error) from None
+        return _run(_prepare(plan, stack), plan)
+
+
+def _prepare(plan: Plan, stack: ExitStack) -> Supervisor:
+    """Make what serves; what belongs to it is closed with the stack."""
+    _raise_descriptor_limit()
+    if plan.demo is not None:
+        stack.enter_context(plan.demo)
+    pidfile = None
+    if plan.config.pidfile:
+        pidfile = stack.enter_context(closing(_pidfile(plan.config.pidfile, plan.inherited)))
+    log = Log.open(plan.config.logfile, Level[plan.config.loglevel], process_type="master")
+    manager = ServiceManager(os.environ)
+    try:
+        return Supervisor(replace(plan, manager=manager, pidfile=pidfile), log)
+    except ConfigError as error:
+        raise plan.source.locate(error) from None
+
+
+def _run(supervisor: Supervisor, plan: Plan) -> int:
+    try:
+        supervisor.run()
+    except ConfigError as error:
+        raise plan.source.locate(error) from None
     return 0
 
 

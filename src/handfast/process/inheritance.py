@@ -13,7 +13,8 @@ new format, which is that of the hand-over messages (`handover.message`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Container, Iterator, MutableMapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -28,6 +29,7 @@ from handfast.process.sealed import seal, unseal
 
 INHERITANCE: Final = "HANDFAST_INHERITANCE"
 """The environment variable with the number of the memfd."""
+_UNIX: Final = "unix:"
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -107,6 +109,15 @@ class Inheritance(msgspec.Struct, frozen=True, kw_only=True):
     counts: Counts = msgspec.field(default_factory=Counts)
     reloads: Reloads = Reloads()
     environment: dict[str, str] = {}
+
+    def drop_places(self, used: Container[str | None]) -> None:
+        """Close what is elsewhere now: control socket, pidfile, metrics. Their files go, too."""
+        for place in (self.control, self.pidfile, self.metrics):
+            if place is None or place.name in used:
+                continue
+            os.close(place.descriptor)
+            if place is not self.metrics or place.name.startswith(_UNIX):
+                Path(place.name.removeprefix(_UNIX)).unlink(missing_ok=True)
 
     def descriptors(self) -> Iterator[int]:
         """Give every descriptor in it."""

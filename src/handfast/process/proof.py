@@ -38,6 +38,7 @@ from handfast.observe.log import Log
 from handfast.process import inheritance
 from handfast.process.fork import fork
 from handfast.process.messages import Proved, Refused, send
+from handfast.process.pidfile import PidFile
 from handfast.process.supervisor import Plan, Supervisor
 from handfast.tls.handshake import HandshakeError
 from handfast.tls.openssl import OpenSSLEngine
@@ -59,8 +60,9 @@ def run(plan: Plan, left: int, control: int) -> int:
     """Prove this program by a plan; give the exit code, and tell who waits at `control`."""
     with socket.socket(fileno=control) as asker:
         try:
-            inheritance.read(left)
+            left_over = inheritance.read(left)
             _import_all()
+            _write_where_it_is_to(plan.config, left_over)
             _serve_once(plan)
         except ConfigError as error:
             send(asker, Refused(tuple(map(str, error.problems))))
@@ -75,6 +77,14 @@ def _import_all() -> None:
         package = import_module(f"{handfast.__name__}.{part}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             import_module(module.name)
+
+
+def _write_where_it_is_to(config: Config, left: inheritance.Inheritance) -> None:
+    """Open what is written to, and is not private: the log, and a pidfile in another place."""
+    Log.open(config.logfile, Level.FATAL, process_type="master").close()
+    before = left.pidfile.name if left.pidfile else None
+    if config.pidfile and config.pidfile != before:
+        PidFile(config.pidfile).close()
 
 
 def _serve_once(plan: Plan) -> None:

@@ -369,6 +369,9 @@ class Supervisor:
     def succeeded(self) -> None:
         """Close what the program before left and nobody uses: its processes have gone."""
         self.generations.listeners.drop_inherited()
+        if self.plan.inherited is not None:
+            used = {str(self.plan.control), self.plan.config.pidfile, str(self.plan.config.metrics)}
+            self.plan.inherited.inheritance.drop_places(used)
 
     def _status(self, reports: dict[Child, dict[str, int]]) -> Status:
         return self.overview.status(self.state, reports)
