@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from features.world import World, auth_of, greeting, seen
 from harness.clients import TIMEOUT, connect, echoes, read_to_end
+from harness.instance import wait_for
 from harness.pki import issue, revocation_list
 from harness.processes import Watched
 from harness.streams import MemoryClient
@@ -101,10 +102,15 @@ def test_a_listener_that_is_removed_serves_no_more_and_its_connections_end_in_or
             assert client.read() == b""  # close_notify
         assert echoes(kept)
 
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.2", port)) != 0
+    # The acceptors of the generation before close it in their own time.
+    wait_for(lambda: refuses(("127.0.0.2", port)), "the listener to be gone")
     ended = front.wait("proxy", subevent="client_disconnect", listen_ip="127.0.0.2")
     assert ended["error_msg"] == "its listener is no longer configured"
+
+
+def refuses(address: tuple[str, int]) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(address) != 0
 
 
 def test_a_unix_socket_comes_and_goes_with_its_listener(
