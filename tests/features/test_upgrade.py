@@ -521,6 +521,36 @@ def test_an_interpreter_that_is_not_there_is_wrong_usage(start: Start, targets: 
     assert "/nowhere/python is no program that can be run" in done.stderr
 
 
+def test_stop_calls_an_upgrade_off(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()}, drain_timeout="1s")
+    done: list[subprocess.CompletedProcess[str]] = []
+    asking = threading.Thread(target=lambda: done.append(upgrade(front)))
+    asking.start()
+    front.wait("worker", worker_state="spawned", worker_id="proof")
+
+    front.stop()
+    asking.join(20)
+
+    assert done[0].returncode == 1
+    assert "handfast is stopping" in done[0].stderr
+
+
+def test_who_asks_for_another_program_meanwhile_is_told_to_wait(
+    start: Start, targets: Targets, another: Installation
+) -> None:
+    front = start({"target": targets.echo()})
+    front.signal(signal.SIGUSR2)
+    front.wait("worker", worker_state="spawned", worker_id="proof")
+
+    done = upgrade(front, "--python", str(another.python))
+
+    assert done.returncode == 1
+    assert "an upgrade is under way" in done.stderr
+    assert front.wait("upgrade")["outcome"] == "ok"
+
+
 # What a reload changes by the same means
 
 

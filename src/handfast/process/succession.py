@@ -97,6 +97,7 @@ class Succession:
         self._output = -1
         self._problem: HandfastError | None = None
         self._proved: Proved | None = None
+        self._cancelled = False
 
     def begin(self) -> None:
         """Start the proof."""
@@ -125,6 +126,11 @@ class Succession:
             os.set_inheritable(descriptor, True)
         variables = {PROOF: str(control), INHERITANCE: str(left)}
         _execute(self._successor, {**os.environ, **variables})
+
+    def cancel(self) -> None:
+        """Go on with this program; `failed` is called all the same, if it was not."""
+        self._cancelled = True
+        kill(self.child)
 
     def heard(self, message: FromChild) -> None:
         """Take a message of the proof's."""
@@ -158,6 +164,9 @@ class Succession:
 
     def _succeed(self) -> None:
         """Have it take our place, as soon as nothing is half done."""
+        if self._cancelled:
+            self._fail(HandfastError("it was called off"))
+            return
         if not self._is_quiet():
             self._loop.call_later(_QUIET_SECONDS, self._succeed)
             return

@@ -23,7 +23,7 @@ from handfast.observe.status import Status
 from handfast.process.child import Child
 from handfast.process.commands import Answer, Upgraded
 from handfast.process.control import ControlServer, Pending
-from handfast.process.family import Family, kill
+from handfast.process.family import Family
 from handfast.process.inheritance import Inheritance, Program, Waiter
 from handfast.process.messages import FromChild
 from handfast.process.predecessors import Predecessors
@@ -138,7 +138,11 @@ class Upgrades:
     # To the next program
 
     def order(self, client: Pending | None, command: str, python: str = "") -> None:
-        """Begin one, or wait for the one that is under way."""
+        """Begin one, or wait for the one that is under way, unless it is to another program."""
+        if self.is_under_way and python and client is not None:
+            client.answer(Answer("an upgrade is under way; try again when it is over"))
+            client.close()
+            return
         if client is not None:
             self._waiting.append((client, command))
         if self.is_under_way:
@@ -181,7 +185,7 @@ class Upgrades:
     def refuse(self, reason: str) -> None:
         """Answer those who wait, and give up what was begun: handfast is stopping."""
         if self._succession is not None:
-            kill(self._succession.child)
+            self._succession.cancel()
         self._answer(Answer(reason))
 
     # From the program before
