@@ -145,6 +145,8 @@ def _counts(status: Status, before: Status | None) -> list[str]:
             "sessions",
             *(f"{count} {home}" for home, count in status.sessions().items() if count),
             f"{total('kernel_refused')} refused by the kernel" if total("kernel_refused") else "",
+            f"{total('handed_over')} handed over" if total("handed_over") else "",
+            f"{total('moved')} moved to other relays" if total("moved") else "",
         ),
         ("log", f"{total('log_dropped')} lines dropped" if total("log_dropped") else ""),
     )

@@ -108,6 +108,13 @@ def test_a_reload_that_failed_is_told_with_its_reason() -> None:
     assert "the last reload failed: web.pem: no such file\n" in text
 
 
+def test_sessions_that_went_elsewhere_are_told() -> None:
+    totals = {**STATUS.totals, "handed_over": 7, "moved": 3}
+    text = describe(replace(STATUS, totals=totals), NOW)
+
+    assert "7 handed over, 3 moved to other relays\n" in text
+
+
 def test_what_a_terminal_would_obey_is_not_printed() -> None:
     certificates = (CertificateExpiry("web", "CN=\x1b[2J\x9b", "ab" * 32, NOW + 60),)
     text = describe(replace(STATUS, certificates=certificates), NOW)
