@@ -20,9 +20,9 @@ _CONTROL = re.compile(
 )
 
 
-def load(path: str) -> Config:
-    """Read and parse a configuration file; every problem names the file."""
-    text = _read(path)
+def load(path: str, content: bytes | None = None) -> Config:
+    """Parse a configuration file, or what it contained; every problem names the file."""
+    text = _read(path) if content is None else _decode(content)
     try:
         return config.parse(text, base=_base(path), cores=usable_cores())
     except ConfigError as error:
@@ -58,9 +58,18 @@ def _base(path: str) -> str:
 
 
 def _read(path: str) -> str:
+    return _decode(content_of(path))
+
+
+def _decode(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
+
+
+def content_of(path: str) -> bytes:
+    """Read a configuration file as it is; raises ConfigError."""
     try:
         with Path(path).open("rb") as file:
-            return file.read(_MAX_FILE + 1).decode("utf-8", "surrogateescape")
+            return file.read(_MAX_FILE + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from handfast import config
 from handfast.cli import FAILED, WRONG_USAGE
-from handfast.cli.loading import load, located, usable_cores
+from handfast.cli.loading import content_of, load, located, usable_cores
 from handfast.errors import ConfigError, HandfastError
 from handfast.observe.events import Level
 from handfast.observe.log import Log
@@ -24,7 +24,7 @@ from handfast.process.commands import control_path, state_directory
 from handfast.process.daemon import Launch, daemonize, require_logfile
 from handfast.process.development import DevelopmentCertificate, files_in, prepare
 from handfast.process.fork import fork
-from handfast.process.inheritance import claim, keep_to_ourselves, read
+from handfast.process.inheritance import Inheritance, claim, keep_to_ourselves, read
 from handfast.process.listening import Bound
 from handfast.process.pidfile import PidFile
 from handfast.process.proof import run as prove
@@ -40,23 +40,12 @@ _DEMO_LISTEN = "127.0.0.1:8443"
 def run(options: argparse.Namespace) -> int:
     """Serve until told to stop."""
     left, proof = claim(os.environ), claim_proof(os.environ)
-    inherited = None
-    if left >= 0 and proof < 0:
-        inherited = Inherited(read(left), left, os.environ.pop(RETURNED, ""))
-    single = [options.listen, options.target, options.cert, options.key]
-    if options.config is not None and any(single):
-        raise ConfigError("give either -c FILE, or --listen, --target, --cert and --key")
-    if options.config is not None:
-        # A daemon has another working directory, so that it needs names that hold anywhere.
-        plan = _file_plan(os.path.abspath(options.config) if options.daemon else options.config)  # noqa: PTH100  text in, text out
-    elif options.target or options.cert or options.key:
-        plan = _option_plan(options)
-    else:
-        plan = _demo_plan(options.listen or _DEMO_LISTEN, inherited)
-    if proof >= 0:
-        return prove(plan, left, proof)
-    if inherited is not None:
-        return _go_on(plan, inherited)
+    inheritance = read(left) if left >= 0 else None
+    if inheritance is not None and proof is None:
+        return _go_on(options, Inherited(inheritance, left, os.environ.pop(RETURNED, "")))
+    plan = _plan(options, inheritance)
+    if inheritance is not None and proof is not None:
+        return prove(plan, inheritance, proof)
     if not options.daemon:
         return _serve(plan)
     if options.config is None:
@@ -65,13 +54,33 @@ def run(options: argparse.Namespace) -> int:
     return _serve_detached(plan, daemonize())
 
 
-def _go_on(plan: Plan, inherited: Inherited) -> int:
+def _plan(options: argparse.Namespace, inheritance: Inheritance | None) -> Plan:
+    """Read what is to be run; a program that takes another's place has that one's reading of it."""
+    single = [options.listen, options.target, options.cert, options.key]
+    if options.config is not None and any(single):
+        raise ConfigError("give either -c FILE, or --listen, --target, --cert and --key")
+    if options.config is not None:
+        content = inheritance.configuration if inheritance else None
+        if not options.daemon:
+            return _file_plan(options.config, content)
+        # A daemon has another working directory, so that it needs names that hold anywhere.
+        path = os.path.abspath(options.config)  # noqa: PTH100  text in, text out
+        return replace(_file_plan(path, content), arguments=("serve", "--daemon", "-c", path))
+    if options.target or options.cert or options.key:
+        return _option_plan(options)
+    return _demo_plan(options.listen or _DEMO_LISTEN, inheritance)
+
+
+def _go_on(options: argparse.Namespace, inherited: Inherited) -> int:
     """Take the place of the program before, in its process."""
     keep_to_ourselves(inherited.inheritance)
     os.environ.update(inherited.inheritance.environment)
     with ExitStack() as stack:
         try:
-            supervisor = _prepare(replace(plan, announce=_quietly, inherited=inherited), stack)
+            plan = replace(
+                _plan(options, inherited.inheritance), announce=_quietly, inherited=inherited
+            )
+            supervisor = _prepare(plan, stack)
         except HandfastError as error:
             if can_go_back(inherited.inheritance, inherited.returned):
                 raise go_back(inherited.inheritance, inherited.left, str(error)) from error
@@ -109,6 +118,9 @@ def _prepare(plan: Plan, stack: ExitStack) -> Supervisor:
         return Supervisor(replace(plan, manager=manager, pidfile=pidfile), log)
     except ConfigError as error:
         raise plan.source.locate(error) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise HandfastError(f"cannot start: {reason}; raise LimitNOFILE, or `ulimit -n`") from error
 
 
 def _run(supervisor: Supervisor, plan: Plan) -> int:
@@ -136,18 +148,25 @@ def _quietly(_: object) -> None:
     """Announce nothing: the log says that handfast serves."""
 
 
-def _file_plan(path: str) -> Plan:
-    parsed = load(path)
+def _file_plan(path: str, content: bytes | None) -> Plan:
+    parsed = load(path, content)
     control = Path(parsed.control) if parsed.control else control_path(path)
-    source = Source(path, lambda: load(path), lambda error: located(path, error), path)
-    return Plan(parsed, source, control, _quietly)
+    source = Source(
+        name=path,
+        load=lambda: load(path),
+        locate=lambda error: located(path, error),
+        file=path,
+        content=lambda: content_of(path),
+    )
+    return Plan(parsed, source, control, _quietly, tuple(sys.argv[1:]))
 
 
 def _option_plan(options: argparse.Namespace) -> Plan:
     parsed = config.from_options(
         options.listen, options.target, options.cert, options.key, cores=usable_cores()
     )
-    return Plan(parsed, Source("command line", lambda: parsed), control_path(None), _quietly)
+    source = Source("command line", lambda: parsed)
+    return Plan(parsed, source, control_path(None), _quietly, tuple(sys.argv[1:]))
 
 
 def _development_certificate(directory: Path) -> DevelopmentCertificate:
@@ -166,9 +185,9 @@ def _development_certificate(directory: Path) -> DevelopmentCertificate:
     return files_in(directory)
 
 
-def _demo_plan(listen: str, inherited: Inherited | None) -> Plan:
+def _demo_plan(listen: str, inheritance: Inheritance | None) -> Plan:
     files = _development_certificate(state_directory() / "development")
-    before = inherited.inheritance.demo if inherited else -1
+    before = inheritance.demo if inheritance else -1
     if before >= 0:
         demo = socket.socket(fileno=before)
     else:
@@ -193,4 +212,4 @@ def _demo_plan(listen: str, inherited: Inherited | None) -> Plan:
             sys.stderr.flush()
 
     source = Source("the embedded default", lambda: parsed)
-    return Plan(parsed, source, control_path(None), announce, demo)
+    return Plan(parsed, source, control_path(None), announce, tuple(sys.argv[1:]), demo)

@@ -52,5 +52,7 @@ def describe(upgraded: Upgraded) -> str:
             f"the longest stood still for {upgraded.longest_stall * 1000:.1f} ms, "
             f"99 of 100 for less than {upgraded.p99_stall * 1000:g} ms"
         )
+    if upgraded.waiting:
+        lines.append(f"{upgraded.waiting} wait for descriptors: raise LimitNOFILE")
     lines += [f"on the way, {each}, and its connections are lost" for each in upgraded.died]
     return "\n".join(lines)

@@ -26,7 +26,8 @@ class Kind(Enum):
 class Child:
     """One place in the set of processes. `pid` is 0 while nobody fills it.
 
-    `column` is its own in the census, -1 for those that have none.
+    `column` is its own in the census, -1 for those that have none. `parent` is the template's PID,
+    for an acceptor.
     """
 
     __slots__ = (
@@ -35,6 +36,7 @@ class Child:
         "failures",
         "kind",
         "number",
+        "parent",
         "pid",
         "pidfd",
         "ready",
@@ -46,6 +48,7 @@ class Child:
         self.kind = kind
         self.number = number
         self.pid = 0
+        self.parent = 0
         self.pidfd = -1
         self.control: socket.socket | None = None
         self.column = -1

@@ -38,7 +38,8 @@ class Upgraded(msgspec.Struct, frozen=True):
 
     `longest_stall` is how long one of them stood still at most, and `p99_stall` what 99 of 100 were
     below, by the bounds of a histogram; all in seconds. `died` tells of processes that ended on the
-    way other than they should, with what they held.
+    way other than they should, with what they held. `waiting` counts connections that had no room
+    yet at the end (descriptors), and that are served when there is.
     """
 
     before: str
@@ -48,6 +49,7 @@ class Upgraded(msgspec.Struct, frozen=True):
     p99_stall: float
     seconds: float
     died: tuple[str, ...] = ()
+    waiting: int = 0
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):

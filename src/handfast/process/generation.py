@@ -142,6 +142,7 @@ class Generation:
         """Take note of an acceptor's birth."""
         if acceptor := self._acceptor(message.number):
             self._family.born(acceptor, message.pid)
+            acceptor.parent = self.template.pid
 
     def died(self, message: Died) -> Child | None:
         """Take note of an acceptor's death and have it forked again; give which one it was."""

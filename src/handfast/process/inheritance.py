@@ -30,6 +30,7 @@ from handfast.process.sealed import seal, unseal
 INHERITANCE: Final = "HANDFAST_INHERITANCE"
 """The environment variable with the number of the memfd."""
 _UNIX: Final = "unix:"
+_DIGITS: Final = 9
 
 
 class Program(msgspec.Struct, frozen=True):
@@ -65,7 +66,7 @@ class Place(msgspec.Struct, frozen=True):
 class Relative(msgspec.Struct, frozen=True):
     """A process that runs. `control` is our end of its control pair, -1 without one.
 
-    `started` is by CLOCK_MONOTONIC.
+    `started` is by CLOCK_MONOTONIC. `parent` and `column` are as in `Child`.
     """
 
     kind: Kind
@@ -73,6 +74,8 @@ class Relative(msgspec.Struct, frozen=True):
     pid: Pid
     control: int
     started: float = 0.0
+    parent: Pid = 0
+    column: int = -1
 
 
 class Waiter(msgspec.Struct, frozen=True):
@@ -87,7 +90,8 @@ class Inheritance(msgspec.Struct, frozen=True, kw_only=True):
 
     `numbers` is the next listener's number and `generation` the last generation's. `channels` are
     the relays' channels of sessions: sender, receiver. `counts` are of processes that have ended.
-    `environment` is what the service manager had said.
+    `environment` is what the service manager had said. `configuration` is what was in its file when
+    the successor was proved by it.
     """
 
     format: int = FORMAT
@@ -109,6 +113,7 @@ class Inheritance(msgspec.Struct, frozen=True, kw_only=True):
     counts: Counts = msgspec.field(default_factory=Counts)
     reloads: Reloads = Reloads()
     environment: dict[str, str] = {}
+    configuration: bytes = b""
 
     def drop_places(self, used: Container[str | None]) -> None:
         """Close what is elsewhere now: control socket, pidfile, metrics. Their files go, too."""
@@ -166,8 +171,12 @@ def claim(environment: MutableMapping[str, str]) -> int:
 
     The variable is removed: children are no part of this.
     """
-    text = environment.pop(INHERITANCE, "")
-    return int(text) if text.isascii() and text.isdecimal() else -1
+    return number(environment.pop(INHERITANCE, ""))
+
+
+def number(text: str) -> int:
+    """Read the number of a descriptor; -1 for what is none."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else -1
 
 
 def keep_to_ourselves(inheritance: Inheritance) -> None:

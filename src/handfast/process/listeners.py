@@ -32,6 +32,7 @@ class Listeners:
         self._spare: dict[str, socket.socket] = {}
         self._bound: dict[_Key, Bound] = {}
         self._inherited: dict[_Key, Socket] = {}
+        self._held: dict[int, socket.socket] = {}  # a socket closes its descriptor when it goes
         self._numbers = 0
 
     def inherit(self, inheritance: Inheritance) -> None:
@@ -42,6 +43,7 @@ class Listeners:
         self._inherited = {
             (each.name, each.address, each.place): each for each in inheritance.listeners
         }
+        self._held = {each: _socket(each) for each in (e.descriptor for e in inheritance.listeners)}
         self._spare = {each.name: _socket(each.descriptor) for each in inheritance.spare}
         self._numbers = inheritance.numbers
 
@@ -51,19 +53,22 @@ class Listeners:
             Socket(*key, each.number, each.sock.fileno(), each.given)
             for key, each in self._bound.items()
         )
+        # Where this program has not come up, they are its own no more than before.
+        bound += tuple(each for key, each in self._inherited.items() if key not in self._bound)
         spare = tuple(Place(name, sock.fileno()) for name, sock in self._spare.items())
         return bound, spare, self._numbers
 
     def drop_inherited(self) -> None:
         """Close the sockets of the program before that no listener uses."""
         inherited, self._inherited = self._inherited, {}
+        held, self._held = self._held, {}
         for key, each in inherited.items():
             if key in self._bound:
                 continue
             if each.given and each.address not in self._spare:
-                self._spare[each.address] = _socket(each.descriptor)
+                self._spare[each.address] = held[each.descriptor]
                 continue
-            os.close(each.descriptor)
+            held[each.descriptor].close()
             if each.address.startswith(_UNIX) and not each.given and not self._uses(each.address):
                 Path(each.address.removeprefix(_UNIX)).unlink(missing_ok=True)
 
@@ -94,7 +99,7 @@ class Listeners:
         inherited = self._inherited.get(key)
         if inherited is None:
             return self._bind(listener)
-        made = bind(listener, inherited.number, _socket(inherited.descriptor))
+        made = bind(listener, inherited.number, self._held[inherited.descriptor])
         return replace(made, given=inherited.given)
 
     def _bind(self, listener: Listener) -> Bound:
@@ -102,7 +107,7 @@ class Listeners:
         self._numbers += 1
         for each in self._inherited.values():
             if each.address == str(address) and not _is_any_port(address):
-                sock = _socket(os.dup(each.descriptor))
+                sock = self._held[each.descriptor].dup()
                 return replace(bind(listener, number, sock), given=each.given)
         holder = self._holder(address)
         if holder is not None:  # one of another name, which this one replaces
@@ -125,6 +130,7 @@ class Listeners:
 
     def close(self) -> None:
         """Close every socket."""
+        self.drop_inherited()
         self.keep()
         for sock in self._spare.values():
             sock.close()

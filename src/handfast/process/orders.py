@@ -35,7 +35,7 @@ class Orders:
     def __init__(self, house: Supervisor, signals: int) -> None:
         self._house = house
         self._signals = signals
-        self._wants_reload = False
+        self._later: list[Pending | None] = []  # who has asked for a reload too early
         self._rebalancing: Rebalancing | None = None
         self._asking: list[Pending] = []
 
@@ -78,15 +78,26 @@ class Orders:
 
     def on_serving(self) -> None:
         """Obey what came too early."""
-        if self._wants_reload:
-            self._wants_reload = False
-            self.reload()
+        later, self._later = self._later, []
+        for each in later:
+            self.reload(each)
+
+    on_over = on_serving
+
+    def refuse(self, reason: str) -> None:
+        """Answer those whose order has to wait: handfast is stopping."""
+        later, self._later = self._later, []
+        for each in later:
+            if each is not None:
+                each.answer(Answer(reason))
+                each.close()
 
     def reload(self, client: Pending | None = None) -> None:
         """Take up what was changed, by other processes or another program where it has to be."""
         house = self._house
-        if house.state == "starting" and client is None:
-            self._wants_reload = True
+        coming = house.state == "starting" and not house.upgrades.is_stranded
+        if coming and (client is None or house.upgrades.is_under_way):
+            self._later.append(client)
             return
 
         def answer(error: HandfastError | None) -> None:
@@ -96,18 +107,22 @@ class Orders:
                 client.answer(Answer(str(error or ""), wrong_configuration=wrong))
                 client.close()
 
-        if house.state != "serving":
-            answer(HandfastError(f"handfast is {house.state}; it cannot reload now"))
-            return
-        house.manager.reloading()
-        if house.upgrades.is_under_way or house.generations.needs_upgrade():
+        if house.upgrades.is_stranded:
             house.upgrades.order(client, RELOAD)
-        else:
+        elif house.state != "serving":
+            answer(HandfastError(f"handfast is {house.state}; it cannot reload now"))
+        elif not house.generations.needs_upgrade():
+            house.manager.reloading()
             house.generations.reload(answer)
+        elif house.upgrades.predecessors:
+            self._later.append(client)  # the upgrade under way has read the configuration already
+        else:
+            house.manager.reloading()
+            house.upgrades.order(client, RELOAD)
 
     def _upgrade(self, client: Pending | None = None, python: str = "") -> None:
         house = self._house
-        if house.state == "serving" or (house.state == "starting" and house.upgrades.can_begin):
+        if house.state == "serving" or (house.state == "starting" and house.upgrades.predecessors):
             house.manager.reloading()
             house.upgrades.order(client, UPGRADE, python)
         elif client is not None:

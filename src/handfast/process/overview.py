@@ -50,7 +50,12 @@ class Overview:
     def workers(self) -> tuple[Child, ...]:
         """Give the processes that count what they do."""
         current = self._generations.current
-        return (*(current.acceptors if current else ()), *self._relays.children)
+        before = (
+            each
+            for each in self._upgrades.predecessors.children
+            if each.kind in (Kind.ACCEPTOR, Kind.RELAY)
+        )
+        return (*(current.acceptors if current else ()), *self._relays.children, *before)
 
     def status(self, state: State, reports: dict[Child, dict[str, int]]) -> Status:
         """Describe all that the supervisor sees by itself, with what the workers reported."""

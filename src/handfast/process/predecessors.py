@@ -5,7 +5,7 @@ Nothing changes for them until then: should ours not come up, they are as they w
 1. Ours accept. Then theirs accept no more, and finish the handshakes that they are in; what comes
    of those goes to our relays, by the channels that they know.
 2. Their relays give every connection to ours, and end.
-3. Then the resolver ends, which those may have needed.
+3. Then the resolver and the demo end, which those may have needed.
 
 One that dies on the way takes with it what it holds, and the others go on.
 """
@@ -61,6 +61,7 @@ class Predecessors:
     def _adopt(self, relative: Relative) -> None:
         child = Child(relative.kind, relative.number)
         child.pid, child.started, child.ready = relative.pid, relative.started, True
+        child.parent, child.column = relative.parent, relative.column
         own = relative.kind is not Kind.ACCEPTOR  # the template's, which will tell of its death
         if own and not is_child(relative.pid):
             return  # it was buried by a program that has come and gone since
@@ -72,6 +73,11 @@ class Predecessors:
 
     def __contains__(self, child: Child) -> bool:
         return child in self._alive
+
+    @property
+    def serve(self) -> bool:
+        """Whether they do the work still, for ours have not come up."""
+        return bool(self._alive) and not self._giving_way
 
     def __bool__(self) -> bool:
         """Tell whether any of them is left."""
@@ -117,7 +123,7 @@ class Predecessors:
 
     def _close_doors(self) -> None:
         """Let no more in: handshakes go on to their end, and what is no door is not needed."""
-        for child in self._of(Kind.ACCEPTOR, Kind.TEMPLATE, Kind.DEMO):
+        for child in self._of(Kind.ACCEPTOR, Kind.TEMPLATE):
             self._order(child, Drain())
         for child in self._of(Kind.MONITOR):
             self._order(child, End("another has taken its place"))
@@ -145,7 +151,8 @@ class Predecessors:
 
     def buried(self, child: Child, status: int) -> list[Child]:
         """Take note of a death; give those that died of it, with the one itself."""
-        dead = [child, *(self._of(Kind.ACCEPTOR) if child.kind is Kind.TEMPLATE else ())]
+        of_it = [each for each in self._of(Kind.ACCEPTOR) if each.parent == child.pid]
+        dead = [child, *(of_it if child.kind is Kind.TEMPLATE else ())]
         for each in dead:
             self._bury(each, status if each is child else -signal.SIGKILL)
         self._go_on()
@@ -169,5 +176,5 @@ class Predecessors:
         relays = self._of(Kind.RELAY)
         for child in relays if self._ending else ():
             self._order(child, Drain())
-        for child in () if relays else self._of(Kind.RESOLVER):
+        for child in () if relays else self._of(Kind.RESOLVER, Kind.DEMO):
             self._order(child, Drain())

@@ -12,7 +12,6 @@ import os
 import pkgutil
 import signal
 import socket
-import tempfile
 import time
 from contextlib import closing
 from importlib import import_module
@@ -35,16 +34,20 @@ from handfast.config import (
 from handfast.errors import ConfigError, HandfastError
 from handfast.observe.events import Level
 from handfast.observe.log import Log
-from handfast.process import inheritance
+from handfast.process.control import ControlServer
 from handfast.process.fork import fork
+from handfast.process.inheritance import Inheritance
+from handfast.process.listening import listen
 from handfast.process.messages import Proved, Refused, send
 from handfast.process.pidfile import PidFile
+from handfast.process.succession import Asked
 from handfast.process.supervisor import Plan, Supervisor
 from handfast.tls.handshake import HandshakeError
 from handfast.tls.openssl import OpenSSLEngine
 from handfast.tls.reader import RecordReader
 from handfast.tls.session import Role
 from handfast.tls.writer import RecordWriter
+from handfast.transport.loop import Loop
 
 _PARTS: Final = (
     *("accept", "cli", "config", "handover", "observe", "policy", "process", "relay", "tls"),
@@ -56,14 +59,17 @@ _ROOM: Final = 1 << 17
 _OPEN: Final = 0o777
 
 
-def run(plan: Plan, left: int, control: int) -> int:
-    """Prove this program by a plan; give the exit code, and tell who waits at `control`."""
-    with socket.socket(fileno=control) as asker:
+def run(plan: Plan, left: Inheritance, asked: Asked) -> int:
+    """Prove this program by a plan; give the exit code, and tell who has asked."""
+    try:
+        asker = socket.socket(fileno=asked.control)
+    except OSError as error:
+        raise HandfastError(f"nobody asks for this proof: {error.strerror}") from None
+    with asker:
         try:
-            left_over = inheritance.read(left)
             _import_all()
-            _write_where_it_is_to(plan.config, left_over)
-            _serve_once(plan)
+            _use_places(plan, left)
+            _serve_once(plan, Path(asked.directory))
         except ConfigError as error:
             send(asker, Refused(tuple(map(str, error.problems))))
             return 1
@@ -79,32 +85,42 @@ def _import_all() -> None:
             import_module(module.name)
 
 
-def _write_where_it_is_to(config: Config, left: inheritance.Inheritance) -> None:
-    """Open what is written to, and is not private: the log, and a pidfile in another place."""
+def _use_places(plan: Plan, left: Inheritance) -> None:
+    """Open and bind what is new: where the program before is already, this one can go on."""
+    config = plan.config
     Log.open(config.logfile, Level.FATAL, process_type="master").close()
-    before = left.pidfile.name if left.pidfile else None
-    if config.pidfile and config.pidfile != before:
+    held = {each.name for each in (left.pidfile, left.control, left.metrics) if each is not None}
+    if config.pidfile and config.pidfile not in held:
         PidFile(config.pidfile).close()
+    if str(plan.control) not in held:
+        ControlServer(plan.control, Loop(), lambda *_: None).close()
+    addresses = [each.address for each in config.listeners]
+    if config.metrics is not None and str(config.metrics) not in held:
+        addresses.append(config.metrics)
+    known = {each.address for each in left.listeners} | {each.name for each in left.spare}
+    for address in addresses:
+        if str(address) not in known:
+            with listen(address):
+                if isinstance(address, UnixAddress):
+                    Path(address.path).unlink()
 
 
-def _serve_once(plan: Plan) -> None:
+def _serve_once(plan: Plan, directory: Path) -> None:
     """Bring handfast up on private sockets, use it once, and let it end. Raises HandfastError."""
-    with tempfile.TemporaryDirectory(prefix="handfast-proof-") as name:
-        directory = Path(name)
-        directory.chmod(0o711)  # the resolver goes there as an unprivileged user
-        config = _private(plan.config, directory)
-        with _target(directory / "target") as target:
-            reading, writing = os.pipe()
-            pid = fork("proof", lambda: _supervise(plan, config, directory, writing), {2, writing})
-            os.close(writing)
-            try:
-                _await(reading)
-                if config.listeners[0].certificates:
-                    _use(directory / "0", target)
-            finally:
-                os.close(reading)
-                os.kill(pid, signal.SIGTERM)
-                os.waitpid(pid, 0)
+    directory.chmod(0o711)  # the resolver goes there as an unprivileged user
+    config = _private(plan.config, directory)
+    with _target(directory / "target") as target:
+        reading, writing = os.pipe()
+        pid = fork("proof", lambda: _supervise(plan, config, directory, writing), {2, writing})
+        os.close(writing)
+        try:
+            _await(reading)
+            if config.listeners[0].certificates:
+                _use(directory / "0", target)
+        finally:
+            os.close(reading)
+            os.kill(pid, signal.SIGTERM)
+            os.waitpid(pid, 0)
 
 
 def _private(config: Config, directory: Path) -> Config:

@@ -94,8 +94,10 @@ class Rebalancing:
         self._alarm.set(SECONDS, self._too_slow)
 
     def _too_slow(self) -> None:
-        name = self._giver.name if self._giver else "a relay"
-        self._giver = None
+        giver, self._giver = self._giver, None
+        name = giver.name if giver else "a relay"
+        if giver is not None and giver.control is not None:  # it is to give no more
+            send(giver.control, GiveAway(0), self._relays.senders[giver.number - 1].fileno())
         self._over(self._count, HandfastError(f"{name} has not given its share in {SECONDS:g} s"))
 
     def given(self, child: Child, count: int) -> None:

@@ -18,10 +18,12 @@ class Source(msgspec.Struct, frozen=True):
     """A configuration's name for people, and how it is read.
 
     `load` raises ConfigError, which names the file and the line. `locate` does that for mistakes
-    that show in the files which the configuration names. `file` is what to watch, if anything.
+    that show in the files which the configuration names. `file` is what to watch, if anything, and
+    `content` gives what is in it now (raises ConfigError).
     """
 
     name: str
     load: Callable[[], Config]
     locate: Callable[[ConfigError], ConfigError] = _as_it_is
     file: str | None = None
+    content: Callable[[], bytes] = bytes

@@ -13,10 +13,14 @@ the other.
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from importlib.metadata import PackageNotFoundError, version
+from tempfile import TemporaryDirectory
 from typing import Final, NoReturn
+
+import msgspec
 
 from handfast import __version__
 from handfast.errors import ConfigError, HandfastError, Problem
@@ -29,6 +33,7 @@ from handfast.process.inheritance import (
     Program,
     keep_to_ourselves,
     leave,
+    number,
     pass_on,
 )
 from handfast.process.messages import FromChild, Proved, Refused
@@ -36,20 +41,23 @@ from handfast.transport.alarm import Alarm
 from handfast.transport.loop import Loop
 
 PROOF: Final = "HANDFAST_PROOF"
-"""The environment variable with the descriptor of the control socket of a proof."""
+"""The environment variable that asks for a proof: see `Asked`."""
 RETURNED: Final = "HANDFAST_RETURNED"
 """The environment variable that says why the next program did not come up."""
 
 PROOF_SECONDS: Final = 60.0
 _QUIET_SECONDS: Final = 0.02
+_MOST_PROOFS: Final = 3  # of one upgrade, if the configuration changes meanwhile
+_PER_PROCESS: Final = 4
+_SPARE: Final = 24
 _WORDS: Final = 4000  # bytes of a proof's last words
 _OURS: Final = "handfast: "
 _WRONG_CONFIGURATION: Final = 2  # the exit code for that
 
 
-def this_program() -> Program:
-    """Describe the program that runs."""
-    return Program(__version__, sys.executable, tuple(sys.argv[1:]))
+def this_program(arguments: tuple[str, ...]) -> Program:
+    """Describe the program that runs, by the arguments that it is to be run with."""
+    return Program(__version__, sys.executable, arguments)
 
 
 def installed_version() -> str:
@@ -98,18 +106,29 @@ class Succession:
         self._problem: HandfastError | None = None
         self._proved: Proved | None = None
         self._cancelled = False
+        self._configuration = b""
+        self._tries = 0
+        # It is here that it is removed: a proof may have to be killed.
+        self._directory = TemporaryDirectory(prefix="handfast-proof-")
 
     def begin(self) -> None:
         """Start the proof."""
+        self._tries += 1
         self._output = os.memfd_create("proof")
         try:
-            left = leave(self._bequeath(self._successor))
+            inheritance = self._bequeath(self._successor)
+            check_descriptors(inheritance)
+            left = leave(inheritance)
+        except ConfigError as error:
+            self._fail(error)
+            return
         except (OSError, HandfastError) as error:
             self._fail(HandfastError(f"nothing can be handed over: {error}"))
             return
+        self._configuration = inheritance.configuration
+        keep = {self._output, left}
         started = self._family.fork(
-            self.child,
-            lambda control: (lambda: self._run(control.fileno(), left), {self._output, left}),
+            self.child, lambda control: (lambda: self._run(control.fileno(), left), keep)
         )
         os.close(left)
         if started:
@@ -124,7 +143,7 @@ class Succession:
         os.dup2(self._output, 2)
         for descriptor in (control, left):
             os.set_inheritable(descriptor, True)
-        variables = {PROOF: str(control), INHERITANCE: str(left)}
+        variables = {PROOF: f"{control} {self._directory.name}", INHERITANCE: str(left)}
         _execute(self._successor, {**os.environ, **variables})
 
     def cancel(self) -> None:
@@ -176,12 +195,20 @@ class Succession:
         except (OSError, HandfastError) as error:
             self._fail(HandfastError(f"nothing can be handed over: {error}"))
             return
+        if inheritance.configuration != self._configuration and self._tries < _MOST_PROOFS:
+            os.close(left)
+            os.close(self._output)
+            self._proved = None
+            self.begin()  # it was proved by what is not there any more
+            return
+        self._directory.cleanup()
         self._log.flush()
         problem = _succeed(self._successor, inheritance, left, {})
         os.close(left)
         self._fail(problem)
 
     def _fail(self, error: HandfastError) -> None:
+        self._directory.cleanup()
         if self._output >= 0:
             os.close(self._output)
             self._output = -1
@@ -218,7 +245,26 @@ def go_back(inheritance: Inheritance, left: int, reason: str) -> HandfastError:
     return _succeed(inheritance.program, inheritance, left, {RETURNED: reason})
 
 
-def claim_proof(environment: MutableMapping[str, str]) -> int:
-    """Give the descriptor of the control socket of a proof; -1 when this is none."""
-    text = environment.pop(PROOF, "")
-    return int(text) if text.isascii() and text.isdecimal() else -1
+class Asked(msgspec.Struct, frozen=True):
+    """What a proof is asked with: the descriptor of its control socket, and a directory for it."""
+
+    control: int
+    directory: str
+
+
+def claim_proof(environment: MutableMapping[str, str]) -> Asked | None:
+    """Tell whether this process is to prove this program, and how it is asked."""
+    control, _, directory = environment.pop(PROOF, "").partition(" ")
+    return Asked(number(control), directory) if directory and number(control) >= 0 else None
+
+
+def check_descriptors(inheritance: Inheritance) -> None:
+    """Refuse what there are too few descriptors for; raises HandfastError."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    held = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers, not paths
+    # The next program has all of it, copies of the control sockets, and its own of everything.
+    wanted = 2 * held + _PER_PROCESS * len(inheritance.relatives) + _SPARE
+    if limit not in (resource.RLIM_INFINITY, -1) and wanted > limit:
+        raise HandfastError(
+            f"an upgrade may need {wanted} descriptors, and {limit} are allowed; raise LimitNOFILE"
+        )

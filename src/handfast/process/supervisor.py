@@ -64,6 +64,7 @@ from handfast.process.pidfile import PidFile
 from handfast.process.relays import Pair, Relays
 from handfast.process.sidecars import Sidecars
 from handfast.process.source import Source
+from handfast.process.succession import this_program
 from handfast.process.systemd import ServiceManager
 from handfast.process.upgrades import Inherited, Measurer, Upgrades
 from handfast.process.watching import Watcher, files_of
@@ -79,15 +80,17 @@ _GENERATIONS: Final = 3
 class Plan(msgspec.Struct, frozen=True):
     """What to run.
 
-    `announce` is called once, when everything serves, with what was bound. `demo` is a listening
-    socket for the demo service. `inherited` is what the program left whose place this one takes. In
-    a proof the death of any process is the end.
+    `announce` is called once, when everything serves, with what was bound. `arguments` are
+    those of the command, for the next program. `demo` is a listening socket for the demo service.
+    `inherited` is what the program left whose place this one takes. In a proof the death of any
+    process is the end.
     """
 
     config: Config
     source: Source
     control: Path
     announce: Callable[[tuple[Bound, ...]], None]
+    arguments: tuple[str, ...] = ()
     demo: socket.socket | None = None
     manager: ServiceManager | None = None
     pidfile: PidFile | None = None
@@ -112,7 +115,8 @@ class Supervisor:
         self.gatherings = Gatherings(self.loop, self._status, left.counts if left else None)
         self._signals = signal_descriptor(SIGNALS)
         self.family = Family(self.loop, log, self._heard, self._buried)
-        self.upgrades = Upgrades(self, plan.inherited, self.family, self.loop, log)
+        program = this_program(plan.arguments)
+        self.upgrades = Upgrades(self, program, plan.inherited, self.family, self.loop, log)
         columns = Columns(self._common.census, _columns(config))
         self.relays = Relays(
             config.nworkers,
@@ -161,9 +165,10 @@ class Supervisor:
         try:
             try:
                 self._start()
+            except OSError as error:
+                self._cannot_start(HandfastError(f"cannot start: {error.strerror or error}"))
             except HandfastError as error:
-                if not self.upgrades.cannot_start(error):
-                    raise
+                self._cannot_start(error)
             self.loop.run()
         except HandfastError as error:
             log.emit(SystemFault(error_msg=str(error), fatal=True))
@@ -173,14 +178,20 @@ class Supervisor:
         if self._error is not None:
             raise self._error
 
+    def _cannot_start(self, error: HandfastError) -> None:
+        if not self.upgrades.cannot_start(error):
+            raise error
+
     def _start(self) -> None:
         """Begin with everything; what it takes comes step by step, in the loop."""
         config, left = self.plan.config, self.plan.inherited
         inheritance = left.inheritance if left else None
-        self.control = self._listen_for_commands(inheritance)
-        self.upgrades.await_answers(self.control)
         self.loop.add_reader(self._signals, self._orders.on_signal)
         self._orders.mend_log()
+        if self.manager.watchdog:
+            self._feed_watchdog()
+        self.control = self._listen_for_commands(inheritance)
+        self.upgrades.await_answers(self.control)
         for each in self._common.identity.missing:
             self.log.emit(Doubtful(f"isolation is not complete: {each}"))
         self.sidecars.listen(inheritance.metrics if inheritance else None)
@@ -341,8 +352,6 @@ class Supervisor:
         self.log.flush()
         self.plan.announce(current.bound)
         self.manager.ready()
-        if self.manager.watchdog:
-            self._feed_watchdog()
         self._orders.on_serving()
 
     def _feed_watchdog(self) -> None:
@@ -351,12 +360,14 @@ class Supervisor:
 
     def tell_manager(self) -> None:
         """Tell the service manager that a reload or an upgrade is over."""
-        if self.state == "serving":
+        if self.state == "serving" or self.upgrades.is_stranded:
             self.manager.ready()
 
     def is_quiet(self) -> bool:
         """Tell whether nobody waits for an answer, no generation for its turn, and all stay."""
-        return not (self.generations.busy or self.gatherings.busy or self._orders.busy)
+        asking = self.control.clients if self.control is not None else ()
+        busy = self.generations.busy or self.gatherings.busy or self._orders.busy
+        return not busy and len(asking) <= self.upgrades.waiting
 
     def ask(self, client: Measurer) -> None:
         """Ask the workers for what they have counted."""
@@ -369,6 +380,7 @@ class Supervisor:
     def succeeded(self) -> None:
         """Close what the program before left and nobody uses: its processes have gone."""
         self.generations.listeners.drop_inherited()
+        self._orders.on_over()
         if self.plan.inherited is not None:
             used = {str(self.plan.control), self.plan.config.pidfile, str(self.plan.config.metrics)}
             self.plan.inherited.inheritance.drop_places(used)
@@ -386,6 +398,9 @@ class Supervisor:
         self.manager.stopping(drain + _KILL_SECONDS)
         self._watcher.close()
         self.upgrades.refuse("handfast is stopping")
+        self._orders.refuse("handfast is stopping")
+        if self.upgrades.predecessors.serve:
+            self.relays.drain()  # ours do not take anything yet
         self.upgrades.predecessors.drain()
         self.sidecars.end()
         self.generations.drain()

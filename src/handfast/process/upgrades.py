@@ -19,7 +19,7 @@ from handfast.errors import ConfigError, HandfastError
 from handfast.observe.counters import BOUNDS, Histogram
 from handfast.observe.events import SystemFault, Upgrade
 from handfast.observe.log import Log
-from handfast.observe.status import Status
+from handfast.observe.status import State, Status
 from handfast.process.child import Child
 from handfast.process.commands import Answer, Upgraded
 from handfast.process.control import ControlServer, Pending
@@ -27,11 +27,13 @@ from handfast.process.family import Family
 from handfast.process.inheritance import Inheritance, Program, Waiter
 from handfast.process.messages import FromChild
 from handfast.process.predecessors import Predecessors
-from handfast.process.succession import Succession, can_go_back, go_back, this_program
+from handfast.process.succession import Succession, can_go_back, go_back
 from handfast.transport.loop import Loop
 
 UPGRADE: Final = "upgrade"
 RELOAD: Final = "reload"
+_LOOK_SECONDS: Final = 0.1
+_MOST_LOOKS: Final = 30
 
 
 class Inherited(msgspec.Struct, frozen=True):
@@ -44,6 +46,10 @@ class Inherited(msgspec.Struct, frozen=True):
 
 class House(Protocol):
     """Whose upgrades these are: the supervisor."""
+
+    @property
+    def state(self) -> State:
+        """What it does."""
 
     def bequeath(self, successor: Program) -> Inheritance:
         """Give all that the next program is to have."""
@@ -83,11 +89,18 @@ class Measurer:
 
 
 class Upgrades:
-    """Both of them. `inherited` is for a program that has taken the place of another."""
+    """Both of them. `inherited` is for a `program` that has taken the place of another."""
 
     def __init__(
-        self, house: House, inherited: Inherited | None, family: Family, loop: Loop, log: Log
+        self,
+        house: House,
+        program: Program,
+        inherited: Inherited | None,
+        family: Family,
+        loop: Loop,
+        log: Log,
     ) -> None:
+        self.program = program
         self._house = house
         self._inherited = inherited
         self._family = family
@@ -97,6 +110,7 @@ class Upgrades:
         self._waiting: list[tuple[Pending, str]] = []
         self._began = 0.0
         self._stranded = False
+        self._tries = 0
         relatives = inherited.inheritance.relatives if inherited else ()
         self.predecessors = Predecessors(relatives, family, loop, self._gone)
 
@@ -115,6 +129,16 @@ class Upgrades:
         return tuple(Waiter(place, command) for place, command in places if place >= 0)
 
     @property
+    def waiting(self) -> int:
+        """How many wait for an answer."""
+        return len(self._waiting)
+
+    @property
+    def is_stranded(self) -> bool:
+        """Whether this program has no processes, and those of the one before serve."""
+        return self._stranded
+
+    @property
     def began(self) -> float:
         """When the upgrade that is under way began, by CLOCK_MONOTONIC."""
         return self._began
@@ -130,11 +154,6 @@ class Upgrades:
         """Whether one of them is not over."""
         return self._succession is not None or (bool(self.predecessors) and not self._stranded)
 
-    @property
-    def can_begin(self) -> bool:
-        """Whether the processes of this program serve, or never came up."""
-        return self._stranded or not self.predecessors
-
     # To the next program
 
     def order(self, client: Pending | None, command: str, python: str = "") -> None:
@@ -148,9 +167,8 @@ class Upgrades:
         if self.is_under_way:
             return
         self._began = time.monotonic()
-        mine = this_program()
         self._succession = Succession(
-            Program("", python or mine.python, mine.arguments),
+            Program("", python or self.program.python, self.program.arguments),
             self._house.bequeath,
             self._house.is_quiet,
             self._refused,
@@ -226,6 +244,7 @@ class Upgrades:
         text = f"{reason}; the processes of the version before serve on, upgrade again soon"
         self._tell("refused", text)
         self._answer(Answer(text, wrong_configuration=isinstance(error, ConfigError)))
+        self._house.tell_manager()
         return True
 
     def came_up(self, channels: tuple[socket.socket, ...], handshake_seconds: float) -> None:
@@ -235,14 +254,20 @@ class Upgrades:
 
     def _gone(self) -> None:
         """All processes of the program before have ended: find out how that went."""
-        if self._stranded:
+        if self._house.state == "draining":
+            pass  # it is the end of all
+        elif self._stranded:
             self._house.give_up(HandfastError("the last process of the version before has ended"))
         else:
             self._house.ask(Measurer(self._finish))
 
     def _finish(self, status: Status) -> None:
+        if _missing(status, self.predecessors.given) and self._tries < _MOST_LOOKS:
+            self._tries += 1  # some are in the channels still
+            self._loop.call_later(_LOOK_SECONDS, self._gone)
+            return
         inherited, self._inherited = self._inherited, None
-        if inherited is None:
+        if inherited is None or self._house.state == "draining":
             return
         self._house.succeeded()
         inheritance = inherited.inheritance
@@ -267,7 +292,8 @@ class Upgrades:
         return Upgraded(
             before=inheritance.program.version,
             after=__version__,
-            moved=self.predecessors.given,
+            moved=_taken(status),
+            waiting=_missing(status, self.predecessors.given),
             longest_stall=max(longest, default=0.0),
             p99_stall=_quantile(status.stall_seconds, 0.99),
             seconds=round(time.monotonic() - inheritance.began, 3),
@@ -295,6 +321,19 @@ class Upgrades:
                 error_msg=text,
             )
         )
+
+
+def _taken(status: Status) -> int:
+    """Count the connections that the relays of this program have taken over."""
+    relays = (each for each in status.processes if each.current and each.role == "relay")
+    return sum(each.counters.get("moved", 0) for each in relays)
+
+
+def _missing(status: Status, given: int) -> int:
+    """Count what was given and not taken; unknown, so 0, where a taker has died."""
+    if any(each.restarts for each in status.processes if each.role == "relay"):
+        return 0
+    return max(0, given - _taken(status))
 
 
 def _ms(began: float) -> float:

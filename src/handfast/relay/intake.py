@@ -30,6 +30,7 @@ CALM_SECONDS: Final = 1.0
 """How long it has to go well again until the log says so; else it would say so all the time."""
 _MOST_SPARE: Final = 1024
 _MOVED_AT_ONCE: Final = 16
+_LAST: Final = 8
 
 
 class Intake:
@@ -54,6 +55,7 @@ class Intake:
         self.drained = False
         self._log = log
         self._ceiling: Final = ceiling()
+        self._brim: Final = brim()
         self._paused = False
         self._started = False
         self._draining = False
@@ -95,7 +97,8 @@ class Intake:
         if taken is None:
             return False
         self._was_moved = len(taken[1]) > 1
-        if max(taken[1]) >= self._ceiling:
+        # What comes from another relay has both of its sockets, and needs no room for more.
+        if max(taken[1]) >= (self._brim if self._was_moved else self._ceiling):
             self.pause()
         self._adopt(*taken)
         return True
@@ -154,6 +157,12 @@ def ceiling() -> int:
     if limit == resource.RLIM_INFINITY:
         return sys.maxsize
     return int(limit - min(limit // 4, _MOST_SPARE))
+
+
+def brim() -> int:
+    """Give the number of a descriptor at which hardly any is left."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if limit == resource.RLIM_INFINITY else int(limit - _LAST)
 
 
 def _lowest_free(descriptor: int) -> int:

@@ -225,12 +225,11 @@ class Relay:
 
         Where all of them go (`most` None), no more are taken in, and the relay ends behind them.
         """
-        if self._removal is not None:
-            self._removal.cancel()
         if most is None:
             self._draining = True
             self.intake.stop()
-        self._removal = Removal(self, channels, most, partial(self._removed, removed))
+        then = partial(self._removed, removed)
+        self._removal = Removal(self, channels, most, then, self._removal)
 
     def _removed(self, removed: Callable[[int], None], count: int) -> None:
         self._removal = None

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from handfast.handover import channel
 from handfast.handover.message import Handover
@@ -31,11 +31,15 @@ WAIT_SECONDS: Final = 0.02
 """How often those are looked at that could not go yet, and those that have come meanwhile."""
 
 
+Parcel: TypeAlias = tuple[Handover, tuple[socket.socket, socket.socket]]
+
+
 class Removal:
     """Gives connections to the relays behind `channels`, which it owns, in turn.
 
     `most` of them, or with None all that there are and that come; `removed` is called once, with
-    how many went: for all, when the relay has none left and takes no more in.
+    how many went: for all, when the relay has none left and takes no more in. What waits for room
+    in the one `before`, which ends with that, goes first.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Removal:
         channels: list[socket.socket],
         most: int | None,
         removed: Callable[[int], None],
+        before: Removal | None = None,
     ) -> None:
         self.count = 0
         self._relay = relay
@@ -51,14 +56,15 @@ class Removal:
         self._most = most
         self._removed = removed
         self._left: list[Connection] = list(relay.connections)
-        self._waiting: tuple[Handover, tuple[socket.socket, socket.socket]] | None = None
+        self._waiting = before.cancel() if before is not None else None
         # The others that are leaving read from the same channels until they have heard of it too,
         # and what goes to one of those has a longer way.
         pause = LEAVE_SECONDS if most is None else 0
         self._timer = relay.loop.call_later(pause, self._slice)
-        self._over = False
 
     def _slice(self) -> None:
+        if not self._send_waiting():
+            return
         end = time.monotonic() + SLICE_SECONDS
         while self._left and not self._is_enough():
             connection = self._left.pop()
@@ -119,20 +125,15 @@ class Removal:
             self._slice()
 
     def _end(self) -> None:
-        self._over = True
         for each in self._channels:
             each.close()
         self._removed(self.count)
 
-    def cancel(self) -> None:
-        """Give no more away; what waits for room is lost."""
-        if self._over:
-            return
-        self._over = True
+    def cancel(self) -> Parcel | None:
+        """Give no more away; what waits for room is the caller's."""
         self._timer.cancel()
         for each in self._channels:
             self._relay.loop.remove_writer(each.fileno())
             each.close()
-        if self._waiting is not None:
-            for sock in self._waiting[1]:
-                sock.close()
+        waiting, self._waiting = self._waiting, None
+        return waiting
