@@ -54,11 +54,8 @@ class Stored:
         self.name = name
         self.descriptor = descriptor
         self.polled = polled
-
-    @property
-    def identity(self) -> tuple[int, int]:
-        found = os.fstat(self.descriptor)
-        return found.st_dev, found.st_ino
+        found = os.fstat(descriptor)
+        self.identity = found.st_dev, found.st_ino
 
     def hangs_up(self) -> bool:
         poll = select.poll()
@@ -78,6 +75,7 @@ class Manager:
         self.sockets = sockets
         self.store: list[Stored] = []
         self.refused = 0
+        self._identities: set[tuple[int, int]] = set()
         self.said: list[tuple[int, dict[str, str]]] = []
         self.changed = threading.Condition()
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -91,7 +89,9 @@ class Manager:
         self._reads = threading.Event()
         self._reads.set()
         self._over = False
-        self._threads = [threading.Thread(target=each) for each in (self._hear, self._start)]
+        self._threads = [
+            threading.Thread(target=each, daemon=True) for each in (self._hear, self._start)
+        ]
         for each in self._threads:
             each.start()
 
@@ -139,7 +139,7 @@ class Manager:
             with sock, self.changed:
                 raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
                 self._main = _CREDENTIALS.unpack(raw)[0]
-                self._drop([each for each in self.store if each.polled and each.hangs_up()])
+                self._drop({each for each in self.store if each.polled and each.hangs_up()})
                 names = ["handfast.socket"] * len(self.sockets)
                 names += [each.name for each in reversed(self.store)]
                 given = [each.fileno() for each in self.sockets]
@@ -186,23 +186,25 @@ class Manager:
         """Obey; takes out of `descriptors` what it keeps."""
         name = message.get("FDNAME", "stored")
         if "FDSTOREREMOVE" in message:
-            self._drop([each for each in self.store if each.name == name])
+            self._drop({each for each in self.store if each.name == name})
         elif "FDSTORE" in message:
             for each in descriptors:
                 self._keep(Stored(name, os.dup(each), polled=message.get("FDPOLL") != "0"))
 
     def _keep(self, new: Stored) -> None:
-        if any(each.identity == new.identity for each in self.store):
+        if new.identity in self._identities:
             os.close(new.descriptor)
         elif len(self.store) >= self.most:
             os.close(new.descriptor)
             self.refused += 1
         else:
             self.store.append(new)
+            self._identities.add(new.identity)
 
-    def _drop(self, dropped: list[Stored]) -> None:
+    def _drop(self, dropped: set[Stored]) -> None:
+        self.store = [each for each in self.store if each not in dropped]
         for each in dropped:
-            self.store.remove(each)
+            self._identities.discard(each.identity)
             os.close(each.descriptor)
 
     def events(self) -> list[Any]:

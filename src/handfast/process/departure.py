@@ -43,7 +43,10 @@ if TYPE_CHECKING:
     from handfast.process.supervisor import Supervisor
 
 BARRIER_SECONDS: Final = 3.0
-"""How long the manager may take to say that it has done what it was told."""
+"""How long the manager may take to say that it reads what it is told."""
+STORED_SECONDS: Final = 30.0
+"""How long it may take to say that it has stored everything: it compares each descriptor with all
+that it has, so that ten thousand connections cost it some seconds."""
 _LOOK_SECONDS: Final = 0.2
 _QUIET_SECONDS: Final = 1.0
 _KILL_SECONDS: Final = 1.0
@@ -91,7 +94,7 @@ class Departure:
         try:
             self._storing = Storing(house.manager, self._tell)
             self._storing.store_doors(house.generations.listeners)
-            self._await_manager()
+            self._await_manager(BARRIER_SECONDS)
         except (OSError, HandfastError) as error:
             self._tell(f"nothing can be stored: {error}")
             return False
@@ -113,10 +116,10 @@ class Departure:
 
     # The manager
 
-    def _await_manager(self) -> None:
+    def _await_manager(self, seconds: float) -> None:
         self._barrier = self._house.manager.barrier()
         self._house.loop.add_reader(self._barrier, self._answered)
-        self._alarm.set(BARRIER_SECONDS, self._silent)
+        self._alarm.set(seconds, lambda: self._silent(seconds))
 
     def _answered(self) -> None:
         """The manager has done what it was told."""
@@ -124,9 +127,9 @@ class Departure:
         self._alarm.stop()
         self._house.go_on_draining()
 
-    def _silent(self) -> None:
+    def _silent(self, seconds: float) -> None:
         self._close_barrier()
-        self._tell(f"the service manager has not answered in {BARRIER_SECONDS:g} s")
+        self._tell(f"the service manager has not answered in {seconds:g} s")
         if self._phase is Phase.CLOSING:
             self._phase = Phase.STAYING
             self._house.drain_until(self._deadline)
@@ -245,7 +248,7 @@ class Departure:
         storing.flush()
         try:
             storing.finish(self._manifest)
-            self._await_manager()
+            self._await_manager(STORED_SECONDS)
         except (OSError, HandfastError) as error:
             self._tell(str(error))
             self._end(storing)
