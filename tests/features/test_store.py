@@ -512,6 +512,45 @@ def test_a_program_that_does_not_come_up_leaves_the_store_for_the_next_try(
     assert echoes(client)
 
 
+def test_a_second_sigterm_ends_at_once(service: Serve, targets: Targets, clients: Clients) -> None:
+    systemd = service(2)  # no room: the connection goes on until the end of `drain-timeout`
+    front = systemd.start({"target": targets.echo()}, drain_timeout="60s")
+    assert echoes(clients(front))
+    front.signal(signal.SIGTERM)
+    front.wait("config_warning")
+
+    front.signal(signal.SIGTERM)
+
+    front.wait("stopped")
+    assert "handfast-store-state" not in systemd.manager.names()
+
+
+def test_a_unix_listener_keeps_its_name_even_when_a_start_fails(
+    service: Serve, targets: Targets, context: ssl.SSLContext, tmp_path: Path
+) -> None:
+    path = tmp_path / "front.sock"
+    systemd = service()
+    front = systemd.start({"target": targets.echo(), "listen": f"unix:{path}"})
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(20)
+        sock.connect(str(path))
+        with context.wrap_socket(sock, server_hostname="localhost") as client:
+            assert echoes(client)
+            front.stop()
+            good = front.listener["certificates"]
+            front.listener["certificates"] = [{"chain": "/no/such", "key": "/no/such"}]
+            with pytest.raises(AssertionError):
+                systemd.again(front)
+            front.listener["certificates"] = good
+            with socket.socket(socket.AF_UNIX) as waiting:
+                waiting.connect(str(path))
+
+            restored(systemd.again(front))
+
+            assert echoes(client)
+    assert path.exists()
+
+
 # What is left behind
 
 
