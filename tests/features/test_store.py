@@ -346,7 +346,7 @@ def test_sockets_of_a_socket_unit_stay_the_managers(
     assert echoes(client)
 
     front.stop()
-    assert systemd.manager.names().count("handfast-store-listener") == 0
+    assert systemd.manager.names().count("@listener") == 0
     front = systemd.again(front)
     restored(front)
 
@@ -450,7 +450,7 @@ def test_a_manager_that_does_not_read_gets_nothing_and_connections_drain(
 
     assert read_to_end(client) == b""
     assert not front.events("stowed")
-    assert "handfast-store-connection" not in systemd.manager.names()
+    assert "@" not in systemd.manager.names()
     front = systemd.again(front)  # what it read too late is in nobody's way
     assert echoes(clients(front))
     assert systemd.manager.names() == []
@@ -473,7 +473,7 @@ def test_a_damaged_state_is_told_and_handfast_starts_as_if_there_were_none(
     client = clients(front)
     assert echoes(client)
     front.stop()
-    state = next(each for each in systemd.manager.store if each.name.endswith("-state"))
+    state = next(each for each in systemd.manager.store if each.name == "@state")
     copy = damaged(state)
     os.dup2(copy, state.descriptor)
     os.close(copy)
@@ -522,7 +522,7 @@ def test_a_second_sigterm_ends_at_once(service: Serve, targets: Targets, clients
     front.signal(signal.SIGTERM)
 
     front.wait("stopped")
-    assert "handfast-store-state" not in systemd.manager.names()
+    assert "@state" not in systemd.manager.names()
 
 
 def test_a_unix_listener_keeps_its_name_even_when_a_start_fails(

@@ -33,7 +33,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
     above = []
     while len(above) < count:
         for each in socket.recv_fds(sock, 1, 250)[1]:
-            above.append(fcntl.fcntl(each, fcntl.F_DUPFD, 2 * count + 100))
+            above.append(fcntl.fcntl(each, fcntl.F_DUPFD, count + 300))
             os.close(each)
 for number, each in enumerate(above):
     os.dup2(each, 3 + number)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 STATE: Final = "state"
 LISTENER: Final = "listener"
-CONNECTION: Final = "connection"
-"""The names in the store."""
+CONNECTION: Final = ""
+"""The names in the store; there are thousands of the last, so that it is short."""
 
 SOCKETS: Final = 2
 """Of a connection; it has one where it has no target yet."""

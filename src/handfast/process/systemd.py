@@ -36,11 +36,15 @@ _VARIABLES: Final = (
     "LISTEN_FDNAMES",
     "FDSTORE",
 )
-_STORED: Final = "handfast-store-"
+_STORED: Final = "@"
 """How the names of what is in the store begin; whatever has another name is a socket to listen on.
 
-No colon may be in one (sd_notify(3)).
+No unit of systemd's begins like that. It is short because all names come back in one variable, and
+no variable may have more than 128 KB (MAX_ARG_STRLEN): the service could not be started any more.
 """
+MOST_STORED: Final = 60_000
+"""Descriptors that there is room for in that variable, at two bytes each; the rest is for names of
+listening sockets."""
 AT_ONCE: Final = 60
 """Descriptors that one datagram takes to the store; the kernel's limit is 253 (SCM_MAX_FD)."""
 
@@ -53,7 +57,7 @@ class ServiceManager:
 
     `watchdog` is how often, in seconds, to call `alive`: twice in the time after which systemd
     thinks that we hang; 0 when it does not watch. `sockets` are those that it has opened and that
-    nobody has claimed yet. `capacity` is how many descriptors its store takes, 0 without one, and
+    nobody has claimed yet. `capacity` is how many descriptors its store may get, 0 without one, and
     `stored` what came back from there: a name and a descriptor each, the caller's to close.
     `environment` is for the program that takes our place.
     """
@@ -71,7 +75,8 @@ class ServiceManager:
         watched = given["WATCHDOG_PID"] in ours
         self.watchdog = _number(given["WATCHDOG_USEC"]) / 2e6 if watched else 0.0
         passed = _number(given["LISTEN_FDS"]) if given["LISTEN_PID"] in ours - {""} else 0
-        self.capacity = _number(given["FDSTORE"]) if self._address else 0
+        most = min(_number(given["FDSTORE"]), MOST_STORED)
+        self.capacity = most if self._address else 0
         self.sockets: list[socket.socket] = []
         self.stored: list[tuple[str, int]] = []
         names = given["LISTEN_FDNAMES"].split(":") + [""] * passed

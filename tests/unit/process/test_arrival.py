@@ -16,6 +16,7 @@ from handfast.observe.log import Log
 from handfast.process import arrival
 from handfast.process.arrival import Arrival
 from handfast.process.inheritance import Program
+from handfast.process.storing import CONNECTION
 from handfast.process.stowage import Door, Manifest, Stowage, identify
 from handfast.process.systemd import ServiceManager
 from handfast.transport.loop import Loop
@@ -45,7 +46,7 @@ class Store:
         pairs = [socket.socketpair() for _ in range(2)]
         for one, other in pairs:
             self._stack.enter_context(one)
-            self.stored.append(("connection", os.dup(other.fileno())))
+            self.stored.append((CONNECTION, os.dup(other.fileno())))
         self.ours.append((pairs[0][0], pairs[1][0]))
         identities = [identify(other.fileno()) for _, other in pairs]
         self._stowage.add(memoryview(message), memoryview(b"bulk"), identities)
@@ -152,7 +153,7 @@ def test_packets_go_to_the_relays_and_the_store_forgets_the_state_first(make: Ma
     house.run()
 
     assert sorted(house.received()) == [(b"packet %d" % n, 3) for n in range(3)]
-    assert store.told == ["state", "connection", "listener"]
+    assert store.told == ["state", CONNECTION, "listener"]
     assert (inheritance.generation, first.number, second.descriptor) == (9, 5, -1)
     assert os.path.sameopenfile(first.descriptor, store.door.fileno())
     os.close(first.descriptor)
@@ -208,7 +209,7 @@ def test_a_connection_that_lacks_a_socket_is_lost_and_no_other(make: Make) -> No
 
 def test_of_two_descriptors_that_look_the_same_neither_is_used(make: Make) -> None:
     def double(store: Store) -> None:
-        store.stored.append(("connection", os.dup(store.stored[0][1])))
+        store.stored.append((CONNECTION, os.dup(store.stored[0][1])))
 
     _, house = make(2, double)
 
@@ -228,7 +229,7 @@ def test_without_exactly_one_state_all_is_closed_and_forgotten(make: Make, state
 
     assert house.arrival.inheritance is None
     assert not house.arrival.busy
-    assert set(store.told) == {"connection", "listener", *(["state"] if states else [])}
+    assert set(store.told) == {CONNECTION, "listener", *(["state"] if states else [])}
     assert all(closed(each) for pair in store.ours for each in pair)
 
 

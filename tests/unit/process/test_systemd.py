@@ -13,7 +13,7 @@ import pytest
 
 from handfast.config import Address, TcpAddress, UnixAddress
 from handfast.errors import HandfastError
-from handfast.process.systemd import ServiceManager
+from handfast.process.systemd import MOST_STORED, ServiceManager
 
 
 class Manager:
@@ -201,13 +201,19 @@ def test_descriptors_go_to_the_store_by_name_and_are_forgotten_by_it(
 
     assert ours.store("connection", [one, other])
     data, got, _, _ = socket.recv_fds(systemd.sock, 4096, 8)
-    assert data == b"FDSTORE=1\nFDNAME=handfast-store-connection\nFDPOLL=0"
+    assert data == b"FDSTORE=1\nFDNAME=@connection\nFDPOLL=0"
     assert list(map(os.path.sameopenfile, got, [one, other])) == [True, True]
     assert ours.forget("connection")
-    assert systemd.heard() == ["FDSTOREREMOVE=1", "FDNAME=handfast-store-connection"]
+    assert systemd.heard() == ["FDSTOREREMOVE=1", "FDNAME=@connection"]
     for each in (one, other, *got):
         os.close(each)
     assert ours.capacity == 12
+
+
+def test_no_more_is_stored_than_there_is_room_for_in_the_variable_with_the_names() -> None:
+    ours = ServiceManager({"NOTIFY_SOCKET": "/nowhere", "FDSTORE": "1000000"})
+    assert ours.capacity == MOST_STORED
+    assert len("LISTEN_FDNAMES=") + MOST_STORED * len("@:") < 128 * 1024 - 10_000
 
 
 def test_a_barrier_hangs_up_when_the_manager_has_come_to_it(manager: tuple[Manager, str]) -> None:
@@ -251,7 +257,7 @@ def test_what_comes_back_from_the_store_is_told_from_sockets_by_its_name(
             {
                 "LISTEN_FDS": "3",
                 "LISTEN_PID": str(os.getpid()),
-                "LISTEN_FDNAMES": "https:handfast-store-state",
+                "LISTEN_FDNAMES": "https:@state",
             }
         )
         assert ours.stored == [("state", first + 1)]
