@@ -228,10 +228,14 @@ class Departure:
             kill(child)
 
     def _readable(self, receiver: socket.socket) -> None:
+        storing = self._storing
+        if storing is None:
+            return
         for _ in range(_AT_ONCE):
-            if self._storing is None or not self._storing.take(receiver):
-                return
-        if self._phase is Phase.GIVING:
+            if not storing.take(receiver):
+                break
+        # No relay stays as long as it likes by sending one packet after the other.
+        if self._phase is Phase.GIVING and time.monotonic() < storing.deadline:
             self._alarm.set(_QUIET_SECONDS, self._end_rest)
 
     # The end

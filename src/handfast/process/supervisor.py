@@ -1,6 +1,7 @@
 """The supervisor: binds, forks, watches, replaces, and obeys signals and the control socket.
 
-It touches no byte of a peer and reads no key. Its children are the relays, the resolver, the
+It touches no byte of a peer and reads no key; packets that it has kept over a restart
+(`departure`, `arrival`) are closed letters to it. Its children are the relays, the resolver, the
 monitor, the templates that fork the acceptors (see `generation`), and the demo service of the
 embedded default.
 
