@@ -12,6 +12,7 @@ import array
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from typing import Final
 
 from handfast.errors import HandfastError
@@ -51,21 +52,22 @@ def send(channel: socket.socket, handover: Handover, *sockets: int) -> bool:
     bulk = encode_into(_output, handover)
     try:
         if bulk is None:
-            return _send(channel, sockets)
+            return pass_on(channel, _output, sockets)
         descriptor = os.memfd_create("bulk")
         try:
             os.write(descriptor, bulk)
-            return _send(channel, (*sockets, descriptor))
+            return pass_on(channel, _output, (*sockets, descriptor))
         finally:
             os.close(descriptor)
     finally:
         _output[:] = bytes(len(_output))
 
 
-def _send(channel: socket.socket, descriptors: tuple[int, ...]) -> bool:
+def pass_on(channel: socket.socket, message: bytearray, descriptors: Sequence[int]) -> bool:
+    """Send a message as `take` gave it, the bulk's descriptor behind the others; else as `send`."""
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
     try:
-        channel.sendmsg([_output], ancillary)
+        channel.sendmsg([message], ancillary)
     except OSError as error:
         if error.errno in _FULL:
             return False
@@ -79,6 +81,31 @@ def receive(channel: socket.socket) -> tuple[Handover, list[int]] | None:
     Raises HandfastError for what is not a hand-over; its descriptors do not stay open. Raises
     OSError (EMFILE) for one that is lost because no descriptor was free.
     """
+    taken = take(channel)
+    if taken is None:
+        return None
+    message, descriptors = taken
+    try:
+        handover, count = decode(message)
+        if len(descriptors) != count:
+            raise HandfastError(f"hand-over with {len(descriptors)} descriptors, not {count}")
+        if count > 2:
+            handover = with_bulk(handover, os.pread(descriptors[2], MAX_BULK, 0))
+            os.close(descriptors.pop())
+    except BaseException:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise
+    finally:
+        message[:] = bytes(len(message))  # it has secrets, and would keep them until the next
+    return handover, descriptors
+
+
+def take(channel: socket.socket) -> tuple[memoryview, list[int]] | None:
+    """Take one message as it is, with its descriptors; None when there is none.
+
+    It has secrets, and is to be overwritten before the next is taken. Raises as `receive`.
+    """
     try:
         length, ancillary, flags, _ = channel.recvmsg_into(
             [_buffer], _ANCILLARY, socket.MSG_CMSG_CLOEXEC
@@ -91,19 +118,12 @@ def receive(channel: socket.socket) -> tuple[Handover, list[int]] | None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise HandfastError("hand-over message cut short")
-        handover, count = decode(_buffer[:length])
-        if len(descriptors) != count:
-            raise HandfastError(f"hand-over with {len(descriptors)} descriptors, not {count}")
-        if count > 2:
-            handover = with_bulk(handover, os.pread(descriptors[2], MAX_BULK, 0))
-            os.close(descriptors.pop())
     except BaseException:
         for descriptor in descriptors:
             os.close(descriptor)
+        _buffer[:length] = bytes(length)
         raise
-    finally:
-        _buffer[:length] = bytes(length)  # it has secrets, and would keep them until the next
-    return handover, descriptors
+    return _buffer[:length], descriptors
 
 
 def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

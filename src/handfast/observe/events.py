@@ -305,6 +305,45 @@ class Upgrade(Event, frozen=True, kw_only=True):
         return Level.INFO if self.outcome == "ok" else Level.ERROR
 
 
+class Stowed(Event, frozen=True, kw_only=True):
+    """The service manager keeps connections while handfast is started again.
+
+    `connections` are kept, in `descriptors` with all else; `ended` were to be and are not.
+    `duration_ms` is from the order to now.
+    """
+
+    NAME = "stowed"
+    connections: int
+    ended: int
+    descriptors: int
+    duration_ms: float
+    error_msg: str = ""
+
+    @property
+    def level(self) -> Level:
+        """Clients notice those that have ended."""
+        return Level.ERROR if self.ended or self.error_msg else Level.INFO
+
+
+class Restored(Event, frozen=True, kw_only=True):
+    """What the service manager kept is back: `connections` go on, `ended` do not.
+
+    `duration_ms` is from the order to the program before, so that no connection stood longer.
+    """
+
+    NAME = "restored"
+    from_version: str
+    connections: int
+    ended: int
+    duration_ms: float
+    error_msg: str = ""
+
+    @property
+    def level(self) -> Level:
+        """Clients notice those that have ended."""
+        return Level.ERROR if self.ended or self.error_msg else Level.INFO
+
+
 class Reload(Event, frozen=True, kw_only=True):
     """A new generation of the configuration serves (`ok`), or was refused and changed nothing."""
 

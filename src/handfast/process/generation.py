@@ -193,11 +193,11 @@ class Generation:
         late = self.config.timeouts.handshake + _LATE_SECONDS
         self._alarm.set(late, lambda: self.end("its handshake took too long"))
 
-    def hurry(self) -> None:
-        """Give the handshakes in progress one second more: a second generation waits to end."""
+    def hurry(self, reason: str = "replaced by a newer configuration") -> None:
+        """Give the handshakes in progress one second more: somebody waits for their end."""
         if not self._hurried:
             self._hurried = True
-            self._alarm.set(_HURRY_SECONDS, lambda: self.end("replaced by a newer configuration"))
+            self._alarm.set(_HURRY_SECONDS, lambda: self.end(reason))
 
     def end(self, reason: str) -> None:
         """End the handshakes in progress; a process that does not obey is killed."""

@@ -38,12 +38,14 @@ class Listeners:
     def inherit(self, inheritance: Inheritance) -> None:
         """Take over the sockets of the program before, for listeners that are still configured.
 
-        None of them is closed before `drop_inherited`: that program may have to come back.
+        None of them is closed before `drop_inherited`: that program may have to come back. One
+        without a descriptor (-1) has its number, and is claimed or bound.
         """
         self._inherited = {
             (each.name, each.address, each.place): each for each in inheritance.listeners
         }
-        self._held = {each: _socket(each) for each in (e.descriptor for e in inheritance.listeners)}
+        descriptors = (each.descriptor for each in inheritance.listeners)
+        self._held = {each: _socket(each) for each in descriptors if each >= 0}
         self._spare = {each.name: _socket(each.descriptor) for each in inheritance.spare}
         self._numbers = inheritance.numbers
 
@@ -58,12 +60,16 @@ class Listeners:
         spare = tuple(Place(name, sock.fileno()) for name, sock in self._spare.items())
         return bound, spare, self._numbers
 
+    def entrust(self) -> None:
+        """Treat every socket as one that the service manager holds: it goes on listening."""
+        self._bound = {key: replace(each, given=True) for key, each in self._bound.items()}
+
     def drop_inherited(self) -> None:
         """Close the sockets of the program before that no listener uses."""
         inherited, self._inherited = self._inherited, {}
         held, self._held = self._held, {}
         for key, each in inherited.items():
-            if key in self._bound:
+            if key in self._bound or each.descriptor < 0:
                 continue
             if each.given and each.address not in self._spare:
                 self._spare[each.address] = held[each.descriptor]
@@ -99,6 +105,10 @@ class Listeners:
         inherited = self._inherited.get(key)
         if inherited is None:
             return self._bind(listener)
+        if inherited.descriptor < 0:
+            address = listener.address
+            given = self._spare.pop(str(address), None) or self._claim(address)
+            return bind(listener, inherited.number, given)
         made = bind(listener, inherited.number, self._held[inherited.descriptor])
         return replace(made, given=inherited.given)
 
@@ -106,7 +116,8 @@ class Listeners:
         address, number = listener.address, self._numbers
         self._numbers += 1
         for each in self._inherited.values():
-            if each.address == str(address) and not _is_any_port(address):
+            usable = each.descriptor >= 0 and not _is_any_port(address)
+            if usable and each.address == str(address):
                 sock = self._held[each.descriptor].dup()
                 return replace(bind(listener, number, sock), given=each.given)
         holder = self._holder(address)

@@ -56,7 +56,7 @@ class Orders:
                 self._upgrade()
             elif house.state == "draining":
                 house.loop.stop()
-            else:
+            elif received.number != signal.SIGTERM or not house.departure.begin():
                 house.drain()
 
     def handle(self, request: Request, client: Pending) -> None:
@@ -156,11 +156,13 @@ class Orders:
 
     def given(self, child: Child, count: int) -> None:
         """Take note of what a relay has given away."""
+        self._house.departure.given(child)
         if self._rebalancing is not None:
             self._rebalancing.given(child, count)
 
     def lost(self, child: Child) -> None:
         """Take note of the death of a process."""
+        self._house.departure.given(child)
         if self._rebalancing is not None:
             self._rebalancing.lost(child)
 

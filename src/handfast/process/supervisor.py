@@ -1,6 +1,7 @@
 """The supervisor: binds, forks, watches, replaces, and obeys signals and the control socket.
 
-It touches no byte of a peer and reads no key. Its children are the relays, the resolver, the
+It touches no byte of a peer and reads no key; packets that it has kept over a restart
+(`departure`, `arrival`) are closed letters to it. Its children are the relays, the resolver, the
 monitor, the templates that fork the acceptors (see `generation`), and the demo service of the
 embedded default.
 
@@ -37,10 +38,12 @@ from handfast.observe.events import (
 from handfast.observe.log import Log
 from handfast.observe.status import State, Status
 from handfast.process import roles
+from handfast.process.arrival import Arrival
 from handfast.process.bequest import bequest
 from handfast.process.child import Child, Kind
 from handfast.process.columns import Columns
 from handfast.process.control import ControlServer
+from handfast.process.departure import Departure
 from handfast.process.family import Family, Role, cause, kill
 from handfast.process.gathering import Gatherings
 from handfast.process.generation import Generation
@@ -111,13 +114,15 @@ class Supervisor:
         self._error: HandfastError | None = None
         self.manager = plan.manager or ServiceManager({})
         self._common = roles.Common(log, prepare(config.isolation), Census(_columns(config)))
-        left = plan.inherited.inheritance if plan.inherited else None
+        self.census = self._common.census
+        self.arrival = Arrival(self.manager, self.loop, log, self.succeeded)
+        left = plan.inherited.inheritance if plan.inherited else self.arrival.inheritance
         self.gatherings = Gatherings(self.loop, self._status, left.counts if left else None)
         self._signals = signal_descriptor(SIGNALS)
         self.family = Family(self.loop, log, self._heard, self._buried)
         program = this_program(plan.arguments)
         self.upgrades = Upgrades(self, program, plan.inherited, self.family, self.loop, log)
-        columns = Columns(self._common.census, _columns(config))
+        columns = Columns(self.census, _columns(config))
         self.relays = Relays(
             config.nworkers,
             self.family,
@@ -153,9 +158,11 @@ class Supervisor:
             self.relays,
             self.sidecars,
             self.upgrades,
-            self._common.census,
+            self.census,
             left.started if left else time.monotonic(),
         )
+
+        self.departure = Departure(self)
 
     def run(self) -> None:
         """Run until the end. Raises HandfastError when it cannot start, ConfigError included."""
@@ -192,6 +199,7 @@ class Supervisor:
             self._feed_watchdog()
         self.control = self._listen_for_commands(inheritance)
         self.upgrades.await_answers(self.control)
+        self.arrival.tell()
         for each in self._common.identity.missing:
             self.log.emit(Doubtful(f"isolation is not complete: {each}"))
         self.sidecars.listen(inheritance.metrics if inheritance else None)
@@ -212,6 +220,7 @@ class Supervisor:
 
     def _close(self) -> None:
         self.family.kill_all()
+        self._leave_store()
         self.generations.listeners.close()
         self.relays.close()
         self.sidecars.close()
@@ -291,7 +300,7 @@ class Supervisor:
         self._fail_if_proof(child, cause(status))
         self.reap_orphans()  # those behind it in the kernel's list
         if self.state == "draining":
-            self._go_on_draining()
+            self.go_on_draining()
 
     def _fail_if_proof(self, child: Child, how: str) -> None:
         if self.plan.is_proof and self.state != "draining":
@@ -310,7 +319,7 @@ class Supervisor:
         """Go by the configuration of the generation that serves from now on."""
         self.log.level = Level[config.loglevel]
         limits = config.limits
-        self._common.census.set_prefixes(limits.source_prefix_v4, limits.source_prefix_v6)
+        self.census.set_prefixes(limits.source_prefix_v4, limits.source_prefix_v6)
         self.sidecars.resolve_for(_addresses(config))
         self._serving_if_ready()
 
@@ -352,6 +361,7 @@ class Supervisor:
         self.log.flush()
         self.plan.announce(current.bound)
         self.manager.ready()
+        self.arrival.serving(self.relays.senders)
         self._orders.on_serving()
 
     def _feed_watchdog(self) -> None:
@@ -366,7 +376,8 @@ class Supervisor:
     def is_quiet(self) -> bool:
         """Tell whether nobody waits for an answer, no generation for its turn, and all stay."""
         asking = self.control.clients if self.control is not None else ()
-        busy = self.generations.busy or self.gatherings.busy or self._orders.busy
+        several = (self.generations, self.gatherings, self._orders, self.arrival)
+        busy = self.state == "draining" or any(each.busy for each in several)
         return not busy and len(asking) <= self.upgrades.waiting
 
     def ask(self, client: Measurer) -> None:
@@ -391,12 +402,19 @@ class Supervisor:
     # The end
 
     def drain(self) -> None:
+        """Let no more in, and finish what there is, as far as there is time."""
+        self.drain_until(time.monotonic() + self.close_doors())
+        self.go_on_draining()
+
+    def close_doors(self, more: float = 0) -> float:
+        """Let no more in; give the seconds to drain in. The end may take so many `more`."""
         self.state = "draining"
         current = self.generations.current
         drain = (current.config if current else self.plan.config).timeouts.drain
         self.log.emit(Draining(drain))
-        self.manager.stopping(drain + _KILL_SECONDS)
+        self.manager.stopping(drain + _KILL_SECONDS + more)
         self._watcher.close()
+        self._leave_store()
         self.upgrades.refuse("handfast is stopping")
         self._orders.refuse("handfast is stopping")
         if self.upgrades.predecessors.serve:
@@ -404,14 +422,23 @@ class Supervisor:
         self.upgrades.predecessors.drain()
         self.sidecars.end()
         self.generations.drain()
-        self.loop.call_later(drain, self._end)
-        self._go_on_draining()
+        return drain
 
-    def _go_on_draining(self) -> None:
+    def _leave_store(self) -> None:
+        """Let go of what came back, so that the next start can have it from the manager again."""
+        if self.arrival.busy:
+            self.generations.listeners.entrust()
+        self.arrival.close()
+
+    def drain_until(self, deadline: float) -> None:
+        """End then, by CLOCK_MONOTONIC, what has not ended by itself."""
+        self.loop.call_later(deadline - time.monotonic(), self._end)
+
+    def go_on_draining(self) -> None:
         """Take the next step when the one before is done."""
         if any(each.template.pid for each in self.generations) or self.upgrades.predecessors:
             return
-        if not self.relays.drain():
+        if not self.departure.go_on() and not self.relays.drain():
             self.loop.stop()
 
     def _end(self) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from handfast.config import Address, TcpAddress, UnixAddress
 from handfast.errors import HandfastError
-from handfast.process.systemd import ServiceManager
+from handfast.process.systemd import MOST_STORED, ServiceManager
 
 
 class Manager:
@@ -186,3 +187,82 @@ def test_a_unix_socket_is_claimed_by_its_path(tmp_path: Path) -> None:
         ours = inheriting(sock)
         assert ours.claim(other) is None
         assert ours.claim(UnixAddress(path=path)) is sock
+
+
+# The store
+
+
+def test_descriptors_go_to_the_store_by_name_and_are_forgotten_by_it(
+    manager: tuple[Manager, str],
+) -> None:
+    systemd, address = manager
+    ours = ServiceManager({"NOTIFY_SOCKET": address, "FDSTORE": "12"})
+    one, other = os.pipe()
+
+    assert ours.store("connection", [one, other])
+    data, got, _, _ = socket.recv_fds(systemd.sock, 4096, 8)
+    assert data == b"FDSTORE=1\nFDNAME=@connection\nFDPOLL=0"
+    assert list(map(os.path.sameopenfile, got, [one, other])) == [True, True]
+    assert ours.forget("connection")
+    assert systemd.heard() == ["FDSTOREREMOVE=1", "FDNAME=@connection"]
+    for each in (one, other, *got):
+        os.close(each)
+    assert ours.capacity == 12
+
+
+def test_no_more_is_stored_than_there_is_room_for_in_the_variable_with_the_names() -> None:
+    ours = ServiceManager({"NOTIFY_SOCKET": "/nowhere", "FDSTORE": "1000000"})
+    assert ours.capacity == MOST_STORED
+    assert len("LISTEN_FDNAMES=") + MOST_STORED * len("@:") < 128 * 1024 - 10_000
+
+
+def test_a_barrier_hangs_up_when_the_manager_has_come_to_it(manager: tuple[Manager, str]) -> None:
+    systemd, address = manager
+    barrier = ServiceManager({"NOTIFY_SOCKET": address}).barrier()
+    poll = select.poll()
+    poll.register(barrier, 0)
+
+    data, got, _, _ = socket.recv_fds(systemd.sock, 4096, 8)
+    assert (data, len(got), poll.poll(0)) == (b"BARRIER=1", 1, [])
+    os.close(got[0])
+
+    assert poll.poll(5000) == [(barrier, select.POLLHUP)]
+    os.close(barrier)
+
+
+def test_without_a_manager_there_is_no_store_and_no_barrier() -> None:
+    ours = ServiceManager({"FDSTORE": "12"})
+    assert ours.capacity == 0
+    assert not ours.store("connection", [0])
+    assert not ours.forget("connection")
+    with pytest.raises(HandfastError, match="does not read"):
+        ours.barrier()
+
+
+def test_the_store_is_known_to_the_program_that_follows() -> None:
+    ours = ServiceManager({"NOTIFY_SOCKET": "/nowhere", "FDSTORE": "12"})
+    assert ours.environment == {"NOTIFY_SOCKET": "/nowhere", "FDSTORE": "12"}
+
+
+def test_what_comes_back_from_the_store_is_told_from_sockets_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        first = 300
+        os.dup2(sock.fileno(), first)
+        os.dup2(sock.fileno(), first + 1)
+        os.dup2(sock.fileno(), first + 2)
+        monkeypatch.setattr("handfast.process.systemd._FIRST", first)
+        ours = ServiceManager(
+            {
+                "LISTEN_FDS": "3",
+                "LISTEN_PID": str(os.getpid()),
+                "LISTEN_FDNAMES": "https:@state",
+            }
+        )
+        assert ours.stored == [("state", first + 1)]
+        assert not os.get_inheritable(first + 1)
+        assert [each.fileno() for each in ours.sockets] == [first, first + 2]
+        os.close(first + 1)
+        for each in ours.sockets:
+            each.close()
