@@ -214,6 +214,36 @@ def test_a_half_closed_connection_stays_half_closed(
     assert "error_msg" not in ended
 
 
+def test_a_limit_of_connections_holds_for_both_programs_together(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket], context: ssl.SSLContext
+) -> None:
+    front = start({"target": targets.echo(), "max_connections": 5})
+    several = [clients(front) for _ in range(5)]
+    assert all(echoes(each) for each in several)
+    over, let_in = threading.Event(), []
+
+    def knock() -> None:
+        while not over.is_set():
+            try:
+                connect(front.port(), context).close()
+                let_in.append(1)
+            except OSError:
+                continue
+
+    knocking = threading.Thread(target=knock)
+    knocking.start()
+    for _ in range(2):
+        upgraded(front)
+    over.set()
+    knocking.join(20)
+
+    assert not let_in
+    assert all(echoes(each) for each in several)
+    several.pop().close()
+    wait_for(lambda: front.status()["totals"]["active"] == 4, "one to be gone")
+    assert echoes(clients(front))
+
+
 def test_a_client_in_its_handshake_is_let_in(
     start: Start, targets: Targets, context: ssl.SSLContext
 ) -> None:

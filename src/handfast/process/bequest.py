@@ -42,6 +42,7 @@ def bequest(house: Supervisor, successor: Program) -> Inheritance:
         reloads=house.generations.reloads,
         environment=house.manager.environment,
         configuration=house.plan.source.content(),
+        census=house.census.shared,
     )
 
 

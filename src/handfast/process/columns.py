@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from handfast.process.child import Child
 from handfast.transport.census import Census
 
@@ -9,9 +11,10 @@ from handfast.transport.census import Census
 class Columns:
     """Gives columns to processes and takes them back, cleared, when they have died."""
 
-    def __init__(self, census: Census, count: int) -> None:
+    def __init__(self, census: Census, used: Iterable[int] = ()) -> None:
+        """All are free but those that processes of the program before have in use."""
         self._census = census
-        self._free = list(range(count))
+        self._free = sorted(set(range(census.columns)) - set(used))
 
     def take(self) -> int:
         """Give a column; -1 when there is none left."""

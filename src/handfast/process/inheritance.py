@@ -26,6 +26,7 @@ from handfast.observe.status import Reloads
 from handfast.process.child import Kind
 from handfast.process.messages import Pid
 from handfast.process.sealed import seal, unseal
+from handfast.transport.census import Shared
 
 INHERITANCE: Final = "HANDFAST_INHERITANCE"
 """The environment variable with the number of the memfd."""
@@ -114,6 +115,7 @@ class Inheritance(msgspec.Struct, frozen=True, kw_only=True):
     reloads: Reloads = Reloads()
     environment: dict[str, str] = {}
     configuration: bytes = b""
+    census: Shared | None = None
 
     def drop_places(self, used: Container[str | None]) -> None:
         """Close what is elsewhere now: control socket, pidfile, metrics. Their files go, too."""
@@ -135,6 +137,8 @@ class Inheritance(msgspec.Struct, frozen=True, kw_only=True):
         yield from (each.descriptor for each in self.waiters)
         if self.demo >= 0:
             yield self.demo
+        if self.census is not None:
+            yield self.census.descriptor
 
 
 class _Format(msgspec.Struct):

@@ -72,7 +72,7 @@ from handfast.process.systemd import ServiceManager
 from handfast.process.upgrades import Inherited, Measurer, Upgrades
 from handfast.process.watching import Watcher, files_of
 from handfast.process.worker import bug, tell_losses
-from handfast.transport.census import Census
+from handfast.transport.census import Census, Shared, fits, share
 from handfast.transport.loop import Loop
 
 _KILL_SECONDS: Final = 1.0
@@ -113,8 +113,9 @@ class Supervisor:
         self.state: State = "starting"
         self._error: HandfastError | None = None
         self.manager = plan.manager or ServiceManager({})
-        self._common = roles.Common(log, prepare(config.isolation), Census(_columns(config)))
-        self.census = self._common.census
+        known = _shared(config, plan.inherited)
+        self.census = Census(shared=known or share(_columns(config)))
+        self._common = roles.Common(log, prepare(config.isolation), self.census)
         self.arrival = Arrival(self.manager, self.loop, log, self.succeeded)
         left = plan.inherited.inheritance if plan.inherited else self.arrival.inheritance
         self.gatherings = Gatherings(self.loop, self._status, left.counts if left else None)
@@ -122,7 +123,11 @@ class Supervisor:
         self.family = Family(self.loop, log, self._heard, self._buried)
         program = this_program(plan.arguments)
         self.upgrades = Upgrades(self, program, plan.inherited, self.family, self.loop, log)
-        columns = Columns(self.census, _columns(config))
+        before = self.upgrades.predecessors.children
+        if known is None:
+            for each in before:
+                each.column = -1  # of a table that this program does not go on with
+        columns = self._columns = Columns(self.census, [each.column for each in before])
         self.relays = Relays(
             config.nworkers,
             self.family,
@@ -230,6 +235,8 @@ class Supervisor:
             self.control.close()
         self.loop.close()
         os.close(self._signals)
+        if self.census.shared is not None:
+            os.close(self.census.shared.descriptor)
 
     def _failed(self, error: Exception) -> None:
         self.log.emit(bug(error))
@@ -270,7 +277,7 @@ class Supervisor:
                 self.gatherings.start_for_monitor(child.control, message.number, workers)
         elif child in self.upgrades.children:
             for dead in self.upgrades.heard(child, message):
-                self.gatherings.lost(dead)
+                self._lost(dead)
         elif child.kind in (Kind.TEMPLATE, Kind.ACCEPTOR):
             for acceptor in self.generations.heard(child, message, descriptors):
                 self.gatherings.lost(acceptor)
@@ -287,7 +294,7 @@ class Supervisor:
     def _buried(self, child: Child, status: int) -> None:
         if child in self.upgrades.children:
             for dead in self.upgrades.buried(child, status):
-                self.gatherings.lost(dead)
+                self._lost(dead)
         elif child.kind is Kind.TEMPLATE:
             for acceptor in self.generations.died(child, status):
                 self.gatherings.lost(acceptor)
@@ -301,6 +308,10 @@ class Supervisor:
         self.reap_orphans()  # those behind it in the kernel's list
         if self.state == "draining":
             self.go_on_draining()
+
+    def _lost(self, predecessor: Child) -> None:
+        self.gatherings.lost(predecessor)
+        self._columns.give_back(predecessor)
 
     def _fail_if_proof(self, child: Child, how: str) -> None:
         if self.plan.is_proof and self.state != "draining":
@@ -391,6 +402,9 @@ class Supervisor:
     def succeeded(self) -> None:
         """Close what the program before left and nobody uses: its processes have gone."""
         self.generations.listeners.drop_inherited()
+        left = self.plan.inherited.inheritance if self.plan.inherited else None
+        if left and left.census and left.census != self.census.shared:
+            os.close(left.census.descriptor)
         self._orders.on_over()
         if self.plan.inherited is not None:
             used = {str(self.plan.control), self.plan.config.pidfile, str(self.plan.config.metrics)}
@@ -455,8 +469,17 @@ def _channels(left: Inheritance | None) -> list[Pair]:
 
 
 def _columns(config: Config) -> int:
-    """Count the columns of the census: one for each relay, and for the acceptors that can be."""
-    return config.nworkers * (1 + _GENERATIONS)
+    """Count the columns of the census: for the relays of two programs, and all their acceptors."""
+    return config.nworkers * (2 + _GENERATIONS + 1)
+
+
+def _shared(config: Config, inherited: Inherited | None) -> Shared | None:
+    """Give the table of the program before, if it has the form and the room for ours too."""
+    left = inherited.inheritance if inherited else None
+    if left is None or left.census is None or not fits(left.census):
+        return None
+    used = sum(each.column >= 0 for each in left.relatives)
+    return left.census if left.census.columns - used >= 2 * config.nworkers else None
 
 
 def _addresses(config: Config) -> tuple[TargetAddress, ...]:

@@ -183,10 +183,11 @@ class Relay:
     def forget(self, connection: Connection) -> None:
         """Take a connection that has ended out of the books."""
         self._strike(connection)
+        self.column.leave(connection.place)
         self._end_if_drained()
 
     def part_with(self, connection: Connection) -> None:
-        """Take a connection out of the books that goes to another relay."""
+        """Take a connection out of the books that goes to another relay, but for the census."""
         self.deadlines.drop(connection)
         if connection.target_state is not None:
             connection.target_state.release()
@@ -198,7 +199,6 @@ class Relay:
         self._bytes[0] += bytes_in
         self._bytes[1] += bytes_out
         self.connections.discard(connection)
-        self.column.leave(connection.place)
 
     def is_done(self) -> bool:
         """Tell whether the relay takes nothing in any more and has no connection left."""

@@ -27,6 +27,8 @@ SLICE_SECONDS: Final = 0.005
 PAUSE: Final = 0.001
 """Seconds between two slices: the resolution of the loop's timers, so that it is another turn."""
 LEAVE_SECONDS: Final = 0.05
+COUNT_SECONDS: Final = 0.2
+"""How long one that has left counts here: until the other relay counts it, there would be a gap."""
 WAIT_SECONDS: Final = 0.02
 """How often those are looked at that could not go yet, and those that have come meanwhile."""
 
@@ -61,21 +63,29 @@ class Removal:
         # and what goes to one of those has a longer way.
         pause = LEAVE_SECONDS if most is None else 0
         self._timer = relay.loop.call_later(pause, self._slice)
+        self._counted: deque[tuple[float, int]] = deque()  # since when, and where in the census
 
     def _slice(self) -> None:
         if not self._send_waiting():
             return
         end = time.monotonic() + SLICE_SECONDS
+        self._uncount(self._relay.loop.time() - COUNT_SECONDS)
         while self._left and not self._is_enough():
             connection = self._left.pop()
             if connection not in self._relay.connections or not can_go(connection):
                 continue
             self._waiting = give(connection)
+            self._counted.append((self._relay.loop.time(), connection.place))
             if not self._send_waiting():
                 return  # until a channel has room
             if time.monotonic() > end:
                 break
         self._go_on()
+
+    def _uncount(self, before: float) -> None:
+        """Count those no more that had left by then: the others do."""
+        while self._counted and self._counted[0][0] <= before:
+            self._relay.column.leave(self._counted.popleft()[1])
 
     def _is_enough(self) -> bool:
         return self._most is not None and self.count >= self._most
@@ -87,7 +97,7 @@ class Removal:
             return
         pause = PAUSE
         if not self._left:
-            if relay.is_done():
+            if relay.is_done() and not self._counted:
                 self._end()
                 return
             self._left = list(relay.connections)
@@ -125,6 +135,7 @@ class Removal:
             self._slice()
 
     def _end(self) -> None:
+        self._uncount(self._relay.loop.time())
         for each in self._channels:
             each.close()
         self._removed(self.count)
@@ -132,6 +143,7 @@ class Removal:
     def cancel(self) -> Parcel | None:
         """Give no more away; what waits for room is the caller's."""
         self._timer.cancel()
+        self._uncount(self._relay.loop.time())
         for each in self._channels:
             self._relay.loop.remove_writer(each.fileno())
             each.close()

@@ -1,8 +1,9 @@
 """How many connections all processes hold together, in shared memory.
 
 A limit holds for handfast as a whole, and every process has to know the sums without asking. The
-census is a table in one anonymous mapping, which the supervisor makes before it forks: a row for
-each thing that is counted, a column for each acceptor and relay. A process writes in its own
+census is a table in a memfd, which the supervisor maps before it forks: a row for each thing that
+is counted, a column for each acceptor and relay. In an upgrade the processes of both programs have
+columns in it, so that limits hold meanwhile. A process writes in its own
 column only, so that a plain addition needs no lock; a sum over a row is what is held now. It may
 be of a moment ago: of n acceptors that admit at the same time, n - 1 may go over a limit. A
 connection on its way from an acceptor to a relay is in no column.
@@ -24,9 +25,12 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import secrets
 import socket
 from typing import Final
+
+import msgspec
 
 LISTENERS: Final = 1024
 """Rows for listeners. Those whose numbers are this far apart share one."""
@@ -50,16 +54,47 @@ _HALF: Final = 0xFFFF
 _CELL: Final = 0xFFFF_FFFF
 
 
-class Census:
-    """The table. Reading is for every process, the rest for the supervisor."""
+class Shared(msgspec.Struct, frozen=True):
+    """What another program needs to go on with a table: the memory's descriptor, and its form.
 
-    def __init__(self, columns: int) -> None:
-        self._hash: Final = hashlib.blake2b(digest_size=8, key=secrets.token_bytes(16))
-        cells = memoryview(mmap.mmap(-1, 4 * (_ROWS * columns + 2))).cast("I")
+    `key` is that of the hash by which sources find their rows.
+    """
+
+    descriptor: int
+    columns: int
+    rows: int
+    key: bytes
+
+
+def share(columns: int) -> Shared:
+    """Make the memory of a table that another program can go on with; close its descriptor."""
+    descriptor = os.memfd_create("census")
+    os.ftruncate(descriptor, _size(columns))
+    return Shared(descriptor, columns, _ROWS, secrets.token_bytes(16))
+
+
+def _size(columns: int) -> int:
+    return 4 * (_ROWS * columns + 2)
+
+
+class Census:
+    """The table. Reading is for every process, the rest for the supervisor.
+
+    It has so many columns of its own, or those of what is `shared`.
+    """
+
+    def __init__(self, columns: int = 0, shared: Shared | None = None) -> None:
+        self.shared: Final = shared
+        self.columns: Final = shared.columns if shared else columns
+        key = shared.key if shared else secrets.token_bytes(16)
+        self._hash: Final = hashlib.blake2b(digest_size=8, key=key)
+        memory = mmap.mmap(shared.descriptor if shared else -1, _size(self.columns))
+        cells = memoryview(memory).cast("I")
         # One column behind the other: those that are not in use take no memory.
         self._cells: Final = cells[:-2]
         self._prefixes: Final = cells[-2:]
-        self.set_prefixes(32, 64)
+        if not self._prefixes[0]:
+            self.set_prefixes(32, 64)
 
     def set_prefixes(self, v4_bits: int, v6_bits: int) -> None:
         """Say how many bits of an address make its source, from now on and in every process."""
@@ -128,6 +163,11 @@ class Census:
         stamp = second & _HALF
         cells = self._cells[_STARTS + 2 * row + (second & 1) :: _ROWS]
         return sum([cell & _HALF for cell in cells if cell >> 16 == stamp])
+
+
+def fits(shared: Shared) -> bool:
+    """Tell whether a table of another program is of the form that this one knows."""
+    return (shared.rows, len(shared.key)) == (_ROWS, 16) and shared.columns > 0
 
 
 class Column:

@@ -90,7 +90,7 @@ class Household:
         self._fd = os.memfd_create("log")
         self.log = Log(self._fd, Level.DEBUG, process_type="master")
         self.census = Census(columns)
-        self.columns = Columns(self.census, columns)
+        self.columns = Columns(self.census)
         self.told: list[tuple[Child, FromChild]] = []
         self.lost: list[tuple[Child, int]] = []
         self._known: set[Child] = set()

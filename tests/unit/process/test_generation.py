@@ -270,7 +270,7 @@ def test_a_generation_knows_its_processes(scene: Scene) -> None:
 
 def test_columns_are_given_once_and_cleared_when_they_come_back() -> None:
     with household() as home:
-        columns = Columns(home.census, 2)
+        columns = Columns(home.census, range(2, home.census.columns))
         child = Child(Kind.RELAY, 1)
         child.column = columns.take()
         assert {child.column, columns.take(), columns.take()} == {0, 1, -1}

@@ -70,5 +70,5 @@ def test_a_relay_that_confirms_what_nobody_asked_for_harms_nothing(supervisor: S
 
 
 def test_there_are_columns_for_all_that_can_be_at_a_time() -> None:
-    """Relays, and the acceptors of a generation that ends, of one that serves, and of the next."""
-    assert _columns(replace(parsed(), nworkers=5)) == 20
+    """Relays and acceptors of two programs, of those a generation that ends and the next one."""
+    assert _columns(replace(parsed(), nworkers=5)) == 30

@@ -236,6 +236,7 @@ class Shuttle:
     def _move(self, connection: Connection, way: int, relay: Relay) -> None:
         sender, receiver = self._channels[way]
         handover, sockets = give(connection)
+        connection.relay.column.leave(connection.place)
         assert channel.send(sender, handover, *(each.fileno() for each in sockets))
         for each in sockets:
             each.close()

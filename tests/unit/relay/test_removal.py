@@ -72,7 +72,7 @@ class Leaving:
         return self._clients
 
     def turn(self) -> None:
-        self.front.loop.advance(0.1)
+        self.front.loop.advance(0.3)
         self.front.loop.turn()
 
 
