@@ -581,6 +581,114 @@ def test_who_asks_for_another_program_meanwhile_is_told_to_wait(
     assert front.wait("upgrade")["outcome"] == "ok"
 
 
+def test_an_address_that_is_taken_is_found_before_anything_changes(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+    before = front.pids()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = f"127.0.0.1:{taken.getsockname()[1]}"
+        front.settings["listeners"].append({**front.listener, "listen": where})
+        front.settings["nworkers"] = 2
+        front.save()
+
+        done = upgrade(front)
+
+    assert done.returncode == 1
+    assert f"cannot listen on {where}" in done.stderr
+    assert front.pids() == before
+    assert echoes(client)
+    assert front.reload().returncode == 0
+    assert echoes(client)
+
+
+def test_a_mistake_that_is_saved_while_the_next_program_is_proved_is_found(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+    front.signal(signal.SIGUSR2)
+    front.wait("worker", worker_state="spawned", worker_id="proof")
+
+    front.config.write_text("nworkers: [")
+
+    front.wait("upgrade")
+    assert echoes(client)
+    assert front.process.poll() is None
+    assert echoes(clients(front))
+
+
+def test_a_reload_while_connections_move_takes_effect_at_once(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket], context: ssl.SSLContext
+) -> None:
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+    old = front.pids()["relay-1"]
+    os.kill(old, signal.SIGSTOP)
+    front.signal(signal.SIGUSR2)
+    front.wait("listening", 2)
+
+    front.listener["target"] = targets.says("another")
+    done = front.reload()
+
+    assert done.returncode == 0, done.stderr
+    with connect(front.port(), context) as later:
+        assert read_to_end(later) == b"another"
+    os.kill(old, signal.SIGCONT)
+    assert front.wait("upgrade")["connections_moved"] == "1"
+    assert echoes(client)
+
+
+def test_a_daemon_that_was_started_with_a_relative_path_can_be_upgraded(
+    targets: Targets, certificates: Certificates, tmp_path: Path, context: ssl.SSLContext
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    (tmp_path / "h.yaml").write_text(
+        f"nworkers: 1\ncontrol: {tmp_path}/control\nlogfile: {tmp_path}/log\n"
+        f"listeners:\n  - listen: 127.0.0.1:{port}\n    target: {targets.echo()}\n"
+        f"    certificates: [{{chain: {certificates.chain}, key: {certificates.key}}}]\n"
+    )
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "handfast", *words, "-c", "h.yaml"],
+            capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path,
+        )  # fmt: skip
+
+    started = run("serve", "--daemon")
+    assert started.returncode == 0, started.stderr
+    try:
+        with connect(port, context) as client:
+            assert echoes(client)
+            done = run("upgrade")
+            assert done.returncode == 0, done.stderr
+            assert echoes(client)
+    finally:
+        assert run("stop").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["HANDFAST_INHERITANCE", "HANDFAST_PROOF"])
+@pytest.mark.parametrize("value", ["1", "999", "99999999999999999999", "0 /tmp", "x"])
+def test_a_forged_environment_gives_a_clear_error_or_nothing(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    (tmp_path / "h.yaml").write_text("listeners: []\n")
+
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "handfast", "serve", "-c", str(tmp_path / "h.yaml")],
+        capture_output=True, text=True, check=False, timeout=30, env={**os.environ, name: value},
+    )  # fmt: skip
+
+    assert done.returncode in {1, 2}
+    assert done.stderr.startswith("handfast: ")
+    assert "Traceback" not in done.stderr
+
+
 # What a reload changes by the same means
 
 
