@@ -155,3 +155,18 @@ def test_one_line_serves_a_target_with_a_certificate_of_ones_own(
         assert echoes(client)
         assert client.version() == ssl.TLSVersion.TLSv1_3.name.replace("_", ".")
         client.unwrap().close()
+
+
+def test_it_can_be_upgraded_and_goes_on_with_its_demo(
+    default: Instance, environment: dict[str, str]
+) -> None:
+    line = shlex.split(printed_curl_line(default))
+    before = default.process.pid
+
+    done = run_handfast("upgrade", environment=environment)
+    answer = subprocess.run(line, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+    assert done.returncode == 0, done.stderr
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("Hello from a plain HTTP service")
+    assert default.wait("upgrade")["pid"] == str(before)

@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
     inheritance = read(left) if left >= 0 else None
     if inheritance is not None and proof is None:
         return _go_on(options, Inherited(inheritance, left, os.environ.pop(RETURNED, "")))
-    plan = _plan(options, inheritance)
+    # A proof has no descriptor of the program that it is to follow.
+    plan = _plan(options, replace(inheritance, demo=-1) if inheritance else None)
     if inheritance is not None and proof is not None:
         return prove(plan, inheritance, proof)
     if not options.daemon:
