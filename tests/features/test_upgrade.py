@@ -621,6 +621,24 @@ def test_a_mistake_that_is_saved_while_the_next_program_is_proved_is_found(
     assert echoes(clients(front))
 
 
+def test_a_change_that_is_saved_while_the_next_program_is_proved_is_proved_too(
+    start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket]
+) -> None:
+    front = start({"target": targets.echo()})
+    client = clients(front)
+    assert echoes(client)
+    front.signal(signal.SIGUSR2)
+    front.wait("worker", worker_state="spawned", worker_id="proof")
+
+    front.settings["nworkers"] = 2
+    front.save()
+
+    assert front.wait("upgrade")["outcome"] == "ok"
+    assert len(front.events("worker", worker_state="spawned", worker_id="proof")) <= 2
+    assert len(front.pids("relay-")) == 2
+    assert echoes(client)
+
+
 def test_a_reload_while_connections_move_takes_effect_at_once(
     start: Start, targets: Targets, clients: Callable[..., ssl.SSLSocket], context: ssl.SSLContext
 ) -> None:

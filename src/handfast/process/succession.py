@@ -108,12 +108,13 @@ class Succession:
         self._cancelled = False
         self._configuration = b""
         self._tries = 0
-        # It is here that it is removed: a proof may have to be killed.
-        self._directory = TemporaryDirectory(prefix="handfast-proof-")
+        self._directory: TemporaryDirectory[str] | None = None
 
     def begin(self) -> None:
         """Start the proof."""
         self._tries += 1
+        # It is here that it is removed: a proof may have to be killed.
+        self._directory = TemporaryDirectory(prefix="handfast-proof-")
         self._output = os.memfd_create("proof")
         try:
             inheritance = self._bequeath(self._successor)
@@ -126,9 +127,9 @@ class Succession:
             self._fail(HandfastError(f"nothing can be handed over: {error}"))
             return
         self._configuration = inheritance.configuration
-        keep = {self._output, left}
+        keep, place = {self._output, left}, self._directory.name
         started = self._family.fork(
-            self.child, lambda control: (lambda: self._run(control.fileno(), left), keep)
+            self.child, lambda control: (lambda: self._run(control.fileno(), left, place), keep)
         )
         os.close(left)
         if started:
@@ -136,14 +137,14 @@ class Succession:
         else:
             self._fail(HandfastError("the proof cannot be started; the log says why"))
 
-    def _run(self, control: int, left: int) -> NoReturn:
+    def _run(self, control: int, left: int, place: str) -> NoReturn:
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.dup2(self._output, 1)
         os.dup2(self._output, 2)
         for descriptor in (control, left):
             os.set_inheritable(descriptor, True)
-        variables = {PROOF: f"{control} {self._directory.name}", INHERITANCE: str(left)}
+        variables = {PROOF: f"{control} {place}", INHERITANCE: str(left)}
         _execute(self._successor, {**os.environ, **variables})
 
     def cancel(self) -> None:
@@ -195,24 +196,37 @@ class Succession:
         except (OSError, HandfastError) as error:
             self._fail(HandfastError(f"nothing can be handed over: {error}"))
             return
-        if inheritance.configuration != self._configuration and self._tries < _MOST_PROOFS:
+        if inheritance.configuration != self._configuration:
             os.close(left)
-            os.close(self._output)
-            self._proved = None
-            self.begin()  # it was proved by what is not there any more
+            self._begin_anew()
             return
-        self._directory.cleanup()
+        self._clean_up()
         self._log.flush()
         problem = _succeed(self._successor, inheritance, left, {})
         os.close(left)
         self._fail(problem)
 
+    def _begin_anew(self) -> None:
+        """Prove the next program by what is in the configuration now."""
+        if self._tries >= _MOST_PROOFS:
+            self._fail(HandfastError("the configuration changes all the time"))
+            return
+        self._clean_up()
+        self._proved = None
+        self.begin()
+
     def _fail(self, error: HandfastError) -> None:
-        self._directory.cleanup()
+        self._clean_up()
+        self._failed(error)
+
+    def _clean_up(self) -> None:
+        """Remove what the proof has left."""
+        if self._directory is not None:
+            self._directory.cleanup()
+            self._directory = None
         if self._output >= 0:
             os.close(self._output)
             self._output = -1
-        self._failed(error)
 
 
 def _succeed(
