@@ -198,7 +198,9 @@ class Family:
             kill(child)
         for child in self.children:
             os.waitpid(child.pid, 0)
-            child.pid = 0
+            self._loop.remove_reader(child.pidfd)
+            os.close(child.pidfd)
+            child.pid, child.pidfd = 0, -1
         self.children.clear()
 
 

@@ -240,8 +240,7 @@ def test_all_children_can_be_ended_at_once(home: Household) -> None:
 
     assert not any(is_running(pid) for pid in pids)
     assert home.family.children == set()
-    for each in children:
-        os.close(each.pidfd)
+    assert {each.pidfd for each in children} == {-1}
 
 
 def test_killing_who_is_dead_harms_nothing(child: Child) -> None:

@@ -48,6 +48,8 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     os.close(made._signals)
     made.relays.close()
     made.sidecars.close()
+    assert made.census.shared is not None
+    os.close(made.census.shared.descriptor)
     log.close()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
