@@ -207,10 +207,13 @@ def test_limits_of_sources_are_for_the_client_and_not_for_its_proxy(
 
 @contextmanager
 def haproxy(directory: Path, configuration: str, *sockets: socket.socket) -> Iterator[None]:
-    """Run HAProxy in front of or behind handfast; its sockets are the test's."""
+    """Run HAProxy in front of or behind handfast; its sockets are the test's.
+
+    `maxconn` bounds the numbers of descriptors that it takes, too.
+    """
     file = directory / "haproxy.cfg"
     file.write_text(
-        "global\n  maxconn 50\ndefaults\n  timeout connect 10s\n  timeout client 10s\n"
+        "global\n  maxconn 500\ndefaults\n  timeout connect 10s\n  timeout client 10s\n"
         f"  timeout server 10s\n{configuration}"
     )
     command = ["haproxy", "-db", "-q", "-f", str(file)]
