@@ -46,7 +46,8 @@ def haproxy(directory: Path, send: str) -> Iterator[tuple[socket.socket, Endpoin
     target.settimeout(TIMEOUT)
     config = directory / "haproxy.cfg"
     config.write_text(
-        f"global\n  maxconn 500\ndefaults\n  mode tcp\n  timeout connect 10s\n  timeout client 10s\n"
+        "global\n  maxconn 500\ndefaults\n  mode tcp\n  timeout connect 10s\n"
+        "  timeout client 10s\n"
         f"  timeout server 10s\nlisten front\n  bind fd@{front.fileno()} accept-proxy\n"
         f"  unique-id-format %[fc_pp_authority]\n"
         f"  server target 127.0.0.1:{target.getsockname()[1]} {send}\n"
