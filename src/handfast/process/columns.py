@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 from handfast.process.child import Child
-from handfast.transport.census import Census
+from handfast.process.inheritance import Inheritance
+from handfast.transport.census import Census, Shared, fits
+
+_GENERATIONS: Final = 3
+"""How many there can be at a time: one that ends, the one that serves, and the next."""
+
+
+def wanted(nworkers: int) -> int:
+    """Count the columns of a census: for the relays of two programs, and all their acceptors."""
+    return nworkers * (2 + _GENERATIONS + 1)
+
+
+def shared_by(nworkers: int, left: Inheritance | None) -> Shared | None:
+    """Give the table of the program before, if it has the form and the room for ours too."""
+    if left is None or left.census is None or not fits(left.census):
+        return None
+    used = sum(each.column >= 0 for each in left.relatives)
+    return left.census if left.census.columns - used >= 2 * nworkers else None
 
 
 class Columns:

@@ -98,16 +98,16 @@ class Departure:
             self._tell(f"nothing can be stored: {error}")
             return False
         self._phase = Phase.CLOSING
-        self._deadline = self._began + house.close_doors(_MARGIN_SECONDS)
+        self._deadline = self._began + house.ending.close_doors(_MARGIN_SECONDS)
         self._storing.deadline = self._deadline + _MARGIN_SECONDS
         for each in house.generations:
             each.hurry(_REASON)
-        house.go_on_draining()
+        house.ending.go_on()
         return True
 
     def _begin_or_drain(self) -> None:
         if not self.begin() and self._house.state != "draining":
-            self._house.drain()
+            self._house.ending.drain()
 
     def _tell(self, problem: str) -> None:
         self._problem = self._problem or problem
@@ -124,15 +124,15 @@ class Departure:
         """The manager has done what it was told."""
         self._close_barrier()
         self._alarm.stop()
-        self._house.go_on_draining()
+        self._house.ending.go_on()
 
     def _silent(self, seconds: float) -> None:
         self._close_barrier()
         self._tell(f"the service manager has not answered in {seconds:g} s")
         if self._phase is Phase.CLOSING:
             self._phase = Phase.STAYING
-            self._house.drain_until(self._deadline)
-        self._house.go_on_draining()
+            self._house.ending.until(self._deadline)
+        self._house.ending.go_on()
 
     def _close_barrier(self) -> None:
         self._house.loop.remove_reader(self._barrier)

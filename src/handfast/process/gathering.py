@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from handfast.observe.counters import Counts, total
+from handfast.observe.counters import Counts, Histogram, total
 from handfast.observe.status import (
     FailureCount,
     HandshakeCount,
@@ -174,6 +174,11 @@ class Gatherings:
         for client in gathering.clients:
             client.answer(answer)
             client.close()
+
+    def stalls(self, children: Iterable[Child]) -> Histogram:
+        """Give how long connections stood still that came to these workers, by what they said."""
+        found = (self._last[each] for each in children if each in self._last)
+        return total(found).stall_seconds
 
     def status(self) -> Status:
         """Give the status by the last reports."""

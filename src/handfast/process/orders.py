@@ -57,7 +57,7 @@ class Orders:
             elif house.state == "draining":
                 house.loop.stop()
             elif received.number != signal.SIGTERM or not house.departure.begin():
-                house.drain()
+                house.ending.drain()
 
     def handle(self, request: Request, client: Pending) -> None:
         """Obey a command."""
@@ -65,7 +65,7 @@ class Orders:
         if request.command == "stop":
             client.answer(Answer())
             if house.state != "draining":
-                house.drain()
+                house.ending.drain()
             return  # its connection closes with the control socket, at the very end
         if request.command == "reload":
             self.reload(client)
@@ -76,13 +76,11 @@ class Orders:
         else:
             house.gatherings.start(client, house.overview.workers())
 
-    def on_serving(self) -> None:
-        """Obey what came too early."""
+    def catch_up(self) -> None:
+        """Obey what came too early: before this program served, or when an upgrade was not over."""
         later, self._later = self._later, []
         for each in later:
             self.reload(each)
-
-    on_over = on_serving
 
     def refuse(self, reason: str) -> None:
         """Answer those whose order has to wait: handfast is stopping."""

@@ -88,6 +88,13 @@ class Predecessors:
         """Those that are left."""
         return list(self._alive)
 
+    def columns(self, *, known: bool) -> list[int]:
+        """Give their columns of the census; where that is not `known` here, they have none."""
+        if not known:
+            for each in self._alive:
+                each.column = -1
+        return [each.column for each in self._alive]
+
     def _of(self, *kinds: Kind) -> list[Child]:
         return [child for child, kind in self._alive.items() if kind in kinds]
 

@@ -4,9 +4,7 @@ It touches no byte of a peer and reads no key; packets that it has kept over a r
 (`departure`, `arrival`) are closed letters to it. Its children are the relays, the resolver, the
 monitor, the templates that fork the acceptors (see `generation`), and the demo service of the
 embedded default.
-
-Its end has three steps, each beginning when the one before is done: acceptors finish their
-handshakes, relays finish their connections, the rest is told to end. A deadline bounds them all.
+How it ends is told in `ending`.
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from setproctitle import setproctitle
@@ -26,9 +24,9 @@ from setproctitle import setproctitle
 from handfast import __version__
 from handfast.config import Config, TargetAddress
 from handfast.errors import ConfigError, HandfastError
+from handfast.observe.counters import Histogram
 from handfast.observe.events import (
     Doubtful,
-    Draining,
     Level,
     Listening,
     Startup,
@@ -41,9 +39,10 @@ from handfast.process import roles
 from handfast.process.arrival import Arrival
 from handfast.process.bequest import bequest
 from handfast.process.child import Child, Kind
-from handfast.process.columns import Columns
+from handfast.process.columns import Columns, shared_by, wanted
 from handfast.process.control import ControlServer
 from handfast.process.departure import Departure
+from handfast.process.ending import Ending
 from handfast.process.family import Family, Role, cause, kill
 from handfast.process.gathering import Gatherings
 from handfast.process.generation import Generation
@@ -72,12 +71,8 @@ from handfast.process.systemd import ServiceManager
 from handfast.process.upgrades import Inherited, Measurer, Upgrades
 from handfast.process.watching import Watcher, files_of
 from handfast.process.worker import bug, tell_losses
-from handfast.transport.census import Census, Shared, fits, share
+from handfast.transport.census import Census, share
 from handfast.transport.loop import Loop
-
-_KILL_SECONDS: Final = 1.0
-_GENERATIONS: Final = 3
-"""How many there can be at a time: one that ends, the one that serves, and the next."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -113,8 +108,8 @@ class Supervisor:
         self.state: State = "starting"
         self._error: HandfastError | None = None
         self.manager = plan.manager or ServiceManager({})
-        known = _shared(config, plan.inherited)
-        self.census = Census(shared=known or share(_columns(config)))
+        known = shared_by(config.nworkers, plan.inherited.inheritance if plan.inherited else None)
+        self.census = Census(shared=known or share(wanted(config.nworkers)))
         self._common = roles.Common(log, prepare(config.isolation), self.census)
         self.arrival = Arrival(self.manager, self.loop, log, self.succeeded)
         left = plan.inherited.inheritance if plan.inherited else self.arrival.inheritance
@@ -123,18 +118,11 @@ class Supervisor:
         self.family = Family(self.loop, log, self._heard, self._buried)
         program = this_program(plan.arguments)
         self.upgrades = Upgrades(self, program, plan.inherited, self.family, self.loop, log)
-        before = self.upgrades.predecessors.children
-        if known is None:
-            for each in before:
-                each.column = -1  # of a table that this program does not go on with
-        columns = self._columns = Columns(self.census, [each.column for each in before])
+        used = self.upgrades.predecessors.columns(known=known is not None)
+        columns = self._columns = Columns(self.census, used)
+        life = partial(roles.relay, common=self._common)
         self.relays = Relays(
-            config.nworkers,
-            self.family,
-            columns,
-            self.loop,
-            self._relay,
-            _channels(left),
+            config.nworkers, self.family, columns, self.loop, life, _channels(left)
         )
         listeners = Listeners(self.manager.claim)
         if left is not None:
@@ -152,8 +140,8 @@ class Supervisor:
         if left is not None:
             self.generations.number, self.generations.reloads = left.generation, left.reloads
         self.control: ControlServer | None = None
-        self._orders = Orders(self, self._signals)
-        self._watcher = Watcher(self.loop, self._orders.reload)
+        self.orders = Orders(self, self._signals)
+        self.watcher = Watcher(self.loop, self.orders.reload)
         self.sidecars = Sidecars(
             config.metrics, plan.demo, self.relays, self.family, self.loop, self._common
         )
@@ -166,7 +154,7 @@ class Supervisor:
             self.census,
             left.started if left else time.monotonic(),
         )
-
+        self.ending = Ending(self)
         self.departure = Departure(self)
 
     def run(self) -> None:
@@ -198,8 +186,8 @@ class Supervisor:
         """Begin with everything; what it takes comes step by step, in the loop."""
         config, left = self.plan.config, self.plan.inherited
         inheritance = left.inheritance if left else None
-        self.loop.add_reader(self._signals, self._orders.on_signal)
-        self._orders.mend_log()
+        self.loop.add_reader(self._signals, self.orders.on_signal)
+        self.orders.mend_log()
         if self.manager.watchdog:
             self._feed_watchdog()
         self.control = self._listen_for_commands(inheritance)
@@ -221,11 +209,11 @@ class Supervisor:
         inherited = None
         if place is not None and place.name == str(path):
             inherited = socket.socket(fileno=place.descriptor)
-        return ControlServer(path, self.loop, self._orders.handle, inherited)
+        return ControlServer(path, self.loop, self.orders.handle, inherited)
 
     def _close(self) -> None:
         self.family.kill_all()
-        self._leave_store()
+        self.ending.leave_store()
         self.generations.listeners.close()
         self.relays.close()
         self.sidecars.close()
@@ -242,15 +230,6 @@ class Supervisor:
         self.log.emit(bug(error))
 
     # Children
-
-    def _relay(
-        self,
-        child: Child,
-        control: socket.socket,
-        receivers: Sequence[socket.socket],
-        names: socket.socket,
-    ) -> int:
-        return roles.relay(child, control, receivers, names, self._common)
 
     def template(self, generation: Generation) -> Role:
         """Give what a generation's template is to run; its files are watched from before that."""
@@ -285,7 +264,7 @@ class Supervisor:
         elif isinstance(message, Configured):
             self.relays.confirmed(child, message.generation)
         elif isinstance(message, GivenAway):
-            self._orders.given(child, message.count)
+            self.orders.given(child, message.count)
         elif isinstance(message, Ready):
             child.ready = True
             self.generations.relays_changed()
@@ -303,11 +282,11 @@ class Supervisor:
         else:
             self.sidecars.died(child, status)
         self.gatherings.lost(child)
-        self._orders.lost(child)
+        self.orders.lost(child)
         self._fail_if_proof(child, cause(status))
         self.reap_orphans()  # those behind it in the kernel's list
         if self.state == "draining":
-            self.go_on_draining()
+            self.ending.go_on()
 
     def _lost(self, predecessor: Child) -> None:
         self.gatherings.lost(predecessor)
@@ -337,9 +316,9 @@ class Supervisor:
     def _watch(self, config: Config) -> None:
         if config.watch:
             file = self.plan.source.file
-            self._watcher.watch((*([file] if file else []), *files_of(config)))
+            self.watcher.watch((*([file] if file else []), *files_of(config)))
         else:
-            self._watcher.close()
+            self.watcher.close()
 
     def cannot_start(self, error: ConfigError) -> None:
         """End, because the first generation was refused and no program before can serve."""
@@ -373,7 +352,7 @@ class Supervisor:
         self.plan.announce(current.bound)
         self.manager.ready()
         self.arrival.serving(self.relays.senders)
-        self._orders.on_serving()
+        self.orders.catch_up()
 
     def _feed_watchdog(self) -> None:
         self.manager.alive()
@@ -387,9 +366,13 @@ class Supervisor:
     def is_quiet(self) -> bool:
         """Tell whether nobody waits for an answer, no generation for its turn, and all stay."""
         asking = self.control.clients if self.control is not None else ()
-        several = (self.generations, self.gatherings, self._orders, self.arrival)
+        several = (self.generations, self.gatherings, self.orders, self.arrival)
         busy = self.state == "draining" or any(each.busy for each in several)
         return not busy and len(asking) <= self.upgrades.waiting
+
+    def stalls(self) -> Histogram:
+        """Give how long connections stood still that came to the relays of this program."""
+        return self.gatherings.stalls(self.relays.children)
 
     def ask(self, client: Measurer) -> None:
         """Ask the workers for what they have counted."""
@@ -402,84 +385,20 @@ class Supervisor:
     def succeeded(self) -> None:
         """Close what the program before left and nobody uses: its processes have gone."""
         self.generations.listeners.drop_inherited()
-        left = self.plan.inherited.inheritance if self.plan.inherited else None
-        if left and left.census and left.census != self.census.shared:
-            os.close(left.census.descriptor)
-        self._orders.on_over()
         if self.plan.inherited is not None:
-            used = {str(self.plan.control), self.plan.config.pidfile, str(self.plan.config.metrics)}
-            self.plan.inherited.inheritance.drop_places(used)
+            left, config = self.plan.inherited.inheritance, self.plan.config
+            left.drop_places({str(self.plan.control), config.pidfile, str(config.metrics)})
+            if left.census and left.census != self.census.shared:
+                os.close(left.census.descriptor)
+        self.orders.catch_up()
 
     def _status(self, reports: dict[Child, dict[str, int]]) -> Status:
         return self.overview.status(self.state, reports)
-
-    # The end
-
-    def drain(self) -> None:
-        """Let no more in, and finish what there is, as far as there is time."""
-        self.drain_until(time.monotonic() + self.close_doors())
-        self.go_on_draining()
-
-    def close_doors(self, more: float = 0) -> float:
-        """Let no more in; give the seconds to drain in. The end may take so many `more`."""
-        self.state = "draining"
-        current = self.generations.current
-        drain = (current.config if current else self.plan.config).timeouts.drain
-        self.log.emit(Draining(drain))
-        self.manager.stopping(drain + _KILL_SECONDS + more)
-        self._watcher.close()
-        self._leave_store()
-        self.upgrades.refuse("handfast is stopping")
-        self._orders.refuse("handfast is stopping")
-        if self.upgrades.predecessors.serve:
-            self.relays.drain()  # ours do not take anything yet
-        self.upgrades.predecessors.drain()
-        self.sidecars.end()
-        self.generations.drain()
-        return drain
-
-    def _leave_store(self) -> None:
-        """Let go of what came back, so that the next start can have it from the manager again."""
-        if self.arrival.busy:
-            self.generations.listeners.entrust()
-        self.arrival.close()
-
-    def drain_until(self, deadline: float) -> None:
-        """End then, by CLOCK_MONOTONIC, what has not ended by itself."""
-        self.loop.call_later(deadline - time.monotonic(), self._end)
-
-    def go_on_draining(self) -> None:
-        """Take the next step when the one before is done."""
-        if any(each.template.pid for each in self.generations) or self.upgrades.predecessors:
-            return
-        if not self.departure.go_on() and not self.relays.drain():
-            self.loop.stop()
-
-    def _end(self) -> None:
-        """End what has not ended in time."""
-        self.generations.kill()
-        self.upgrades.predecessors.end("handfast is stopping")
-        self.relays.end("handfast is stopping")
-        self.loop.call_later(_KILL_SECONDS, self.loop.stop)
 
 
 def _channels(left: Inheritance | None) -> list[Pair]:
     pairs = left.channels if left else ()
     return [(socket.socket(fileno=one), socket.socket(fileno=other)) for one, other in pairs]
-
-
-def _columns(config: Config) -> int:
-    """Count the columns of the census: for the relays of two programs, and all their acceptors."""
-    return config.nworkers * (2 + _GENERATIONS + 1)
-
-
-def _shared(config: Config, inherited: Inherited | None) -> Shared | None:
-    """Give the table of the program before, if it has the form and the room for ours too."""
-    left = inherited.inheritance if inherited else None
-    if left is None or left.census is None or not fits(left.census):
-        return None
-    used = sum(each.column >= 0 for each in left.relatives)
-    return left.census if left.census.columns - used >= 2 * config.nworkers else None
 
 
 def _addresses(config: Config) -> tuple[TargetAddress, ...]:

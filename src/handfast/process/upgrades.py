@@ -63,6 +63,9 @@ class House(Protocol):
     def ask(self, client: Measurer) -> None:
         """Ask the workers for what they have counted, for `client`."""
 
+    def stalls(self) -> Histogram:
+        """Give how long connections stood still that came to the relays of this program."""
+
     def succeeded(self) -> None:
         """The processes of the program before have gone."""
 
@@ -295,7 +298,7 @@ class Upgrades:
             moved=_taken(status),
             waiting=_missing(status, self.predecessors.given),
             longest_stall=max(longest, default=0.0),
-            p99_stall=_quantile(status.stall_seconds, 0.99),
+            p99_stall=_quantile(self._house.stalls(), 0.99),
             seconds=round(time.monotonic() - inheritance.began, 3),
             died=tuple(self.predecessors.died),
         )

@@ -159,6 +159,21 @@ def test_a_last_report_that_nobody_asked_for_is_kept(office: Office) -> None:
     assert office.gatherings.status().totals["bytes_in"] == 10
 
 
+def test_stalls_are_those_of_the_workers_that_are_asked_about(office: Office) -> None:
+    """An upgrade tells of its own, and not of those before it, whose relays have ended."""
+    first, second = office.relays
+    for relay, seconds in ((first, 0.004), (second, 0.2)):
+        histogram = Histogram()
+        histogram.add(seconds)
+        office.gatherings.report(0, relay, Counts(stall_seconds=histogram))
+
+    assert office.gatherings.stalls([second]).seconds == pytest.approx(0.2)
+    office.gatherings.lost(first)
+
+    assert office.gatherings.stalls(office.relays).seconds == pytest.approx(0.2)
+    assert office.gatherings.status().stall_seconds.seconds == pytest.approx(0.204)
+
+
 def test_without_workers_the_answer_comes_at_once(office: Office) -> None:
     client = Asking()
 

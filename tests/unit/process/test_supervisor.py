@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from handfast import config
 from handfast.config import Config
 from handfast.observe.events import Level
 from handfast.observe.log import Log
 from handfast.process.child import Child, Kind
+from handfast.process.columns import wanted
 from handfast.process.commands import Answer, Request
 from handfast.process.messages import Configured
 from handfast.process.source import Source
-from handfast.process.supervisor import Plan, Supervisor, _columns
+from handfast.process.supervisor import Plan, Supervisor
 
 
 class Client:
@@ -59,7 +59,7 @@ def test_there_is_no_reload_but_while_it_serves(supervisor: Supervisor, state: s
     supervisor.state = state  # type: ignore[assignment]  # one of the three
     client = Client()
 
-    supervisor._orders.handle(Request("reload"), client)  # type: ignore[arg-type]  # as a Pending
+    supervisor.orders.handle(Request("reload"), client)  # type: ignore[arg-type]  # as a Pending
 
     assert [each.error for each in client.answers] == [f"handfast is {state}; it cannot reload now"]
     assert client.closed
@@ -73,4 +73,4 @@ def test_a_relay_that_confirms_what_nobody_asked_for_harms_nothing(supervisor: S
 
 def test_there_are_columns_for_all_that_can_be_at_a_time() -> None:
     """Relays and acceptors of two programs, of those a generation that ends and the next one."""
-    assert _columns(replace(parsed(), nworkers=5)) == 30
+    assert wanted(5) == 30
