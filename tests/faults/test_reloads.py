@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
-from harness.load import TIMEOUT, Churn, Streams, warm_up
+from harness.load import Churn, Streams, warm_up
 from harness.pki import issue
 from harness.processes import title
 from harness.recorded import UNMEASURED, Recorded, certificates_yaml, configuration

@@ -19,7 +19,8 @@ from cryptography import x509
 
 from features.world import auth_of, greeting
 from handfast import app
-from harness.clients import TIMEOUT, connect, echoes, read_to_end
+from harness.clients import connect, echoes, read_to_end
+from harness.homes import TIMEOUT
 from harness.injection import memory_has
 from harness.instance import wait_for
 from harness.processes import descriptors

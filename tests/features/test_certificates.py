@@ -11,8 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from harness.clients import connect
+from harness.homes import TIMEOUT
 from harness.pki import Identity, issue
-from harness.terminal import TIMEOUT
 
 if TYPE_CHECKING:
     from conftest import Certificates

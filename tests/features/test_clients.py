@@ -15,7 +15,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from harness.clients import TIMEOUT, connect, echoes, trusting
+from harness.clients import connect, echoes, trusting
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
 from harness.pki import Identity, issue, revocation_list
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.clients import TIMEOUT, connect, echoes, read_to_end
+from harness.clients import connect, echoes, read_to_end
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
 
 if TYPE_CHECKING:

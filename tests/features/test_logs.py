@@ -15,7 +15,8 @@ import pytest
 
 from harness.clients import connect, read_to_end
 from harness.front import Front
-from harness.instance import TIMEOUT, parse_line, wait_for
+from harness.homes import TIMEOUT
+from harness.instance import parse_line, wait_for
 from harness.processes import kill_and_wait
 
 if TYPE_CHECKING:

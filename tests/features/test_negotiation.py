@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from OpenSSL import SSL
 
-from harness.clients import TIMEOUT, connect, echoes, trusting
+from harness.clients import connect, echoes, trusting
+from harness.homes import TIMEOUT
 
 if TYPE_CHECKING:
     from pathlib import Path

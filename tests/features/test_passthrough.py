@@ -10,7 +10,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from harness.backends import Backend, over_tls, server_context
-from harness.clients import TIMEOUT, connect, echoes, read_to_end, receive, trusting
+from harness.clients import connect, echoes, read_to_end, receive, trusting
+from harness.homes import TIMEOUT
 from harness.pki import Identity, issue
 from harness.streams import MemoryClient, random_bytes
 from harness.target import accepted, silent_target, target_of

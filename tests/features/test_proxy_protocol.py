@@ -15,7 +15,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from harness.backends import over_tls, server_context
-from harness.clients import TIMEOUT, connect, echoes, read_to_end, receive, trusting
+from harness.clients import connect, echoes, read_to_end, receive, trusting
+from harness.homes import TIMEOUT
 from harness.pki import Identity
 from harness.target import accepted, silent_target, target_of
 

@@ -13,7 +13,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from features.world import World, auth_of, greeting, seen
-from harness.clients import TIMEOUT, connect, echoes, read_to_end
+from harness.clients import connect, echoes, read_to_end
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
 from harness.pki import issue, revocation_list
 from harness.processes import Watched

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from harness.clients import TIMEOUT, connect, read_to_end
+from harness.clients import connect, read_to_end
+from harness.homes import TIMEOUT
 
 if TYPE_CHECKING:
     from features.conftest import Start, Targets

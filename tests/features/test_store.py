@@ -19,7 +19,7 @@ from features.conftest import Start, Targets
 from features.world import World, auth_of
 from harness.clients import connect, echoes, read_to_end, receive
 from harness.front import Front
-from harness.homes import sized
+from harness.homes import TIMEOUT, sized
 from harness.installation import Installation
 from harness.instance import wait_for
 from harness.manager import Manager, Stored
@@ -186,7 +186,7 @@ def test_a_half_closed_connection_stays_half_closed(
     restored(front)
     client.sendall(b"one more thing")
     with client.unwrap():
-        assert target.served.acquire(timeout=20)
+        assert target.served.acquire(timeout=TIMEOUT)
 
     assert received == [b"one more thing"]
 
@@ -221,7 +221,7 @@ def test_what_a_client_said_before_it_closed_arrives(
     restored(front)
     answer.set()
 
-    assert target.served.acquire(timeout=20)
+    assert target.served.acquire(timeout=TIMEOUT)
     assert received == [b"hello", b"and goodbye"]
 
 

@@ -13,7 +13,8 @@ import pytest
 from cryptography import x509
 
 from harness.backends import over_tls, server_context
-from harness.clients import TIMEOUT, connect, echoes, read_to_end, receive
+from harness.clients import connect, echoes, read_to_end, receive
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
 from harness.pki import DAY, NOW, Identity, issue
 from harness.streams import memory_client, random_bytes, sha256

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from harness.clients import TIMEOUT, connect, echoes, read_to_end
+from harness.clients import connect, echoes, read_to_end
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
 from harness.streams import MemoryClient, memory_client
 from harness.target import accepted, silent_target, target_of

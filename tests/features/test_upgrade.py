@@ -24,7 +24,7 @@ from handfast import __version__
 from harness.backends import over_tls, server_context
 from harness.clients import connect, echoes, read_to_end, receive
 from harness.front import Front
-from harness.homes import IN_GUEST, IN_KERNEL, sized
+from harness.homes import IN_GUEST, IN_KERNEL, TIMEOUT, sized
 from harness.installation import Installation
 from harness.instance import wait_for
 from harness.processes import descriptors
@@ -165,7 +165,7 @@ def test_a_transfer_that_an_upgrade_falls_into_arrives_unharmed(
         exchanging.start()
         moved = [upgraded(front)["moved"] for _ in range(1 if IN_GUEST else 3)]
         over.set()
-        exchanging.join(60)
+        exchanging.join(TIMEOUT)
 
     assert set(moved) == {1}
     assert hashes
@@ -206,7 +206,7 @@ def test_a_half_closed_connection_stays_half_closed(
     upgraded(front)
     client.sendall(b"one more thing")
     with client.unwrap():
-        assert target.served.acquire(timeout=20)
+        assert target.served.acquire(timeout=TIMEOUT)
 
     assert received == [b"one more thing"]
     ended = front.wait("proxy", subevent="client_disconnect")

@@ -6,7 +6,7 @@ import socket
 import ssl
 from pathlib import Path
 
-TIMEOUT = 15.0
+from harness.homes import TIMEOUT
 
 
 def trusting(ca: Path, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:

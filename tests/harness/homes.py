@@ -18,6 +18,9 @@ IN_KERNEL: Final = KERNEL_TLS == "on"
 IN_MOTION: Final = "TEST_IN_MOTION" in os.environ
 """The relay's own tests, with connections that go to another relay and back all the time."""
 
+TIMEOUT: Final = 120.0 if IN_GUEST else 20.0
+"""How many seconds the tests wait for what must happen. The guest's one processor is slow."""
+
 
 def sized(count: int, divisor: int = 10) -> int:
     """Give how many bytes of `count` are enough here: in the guest, a system call costs 50 us."""

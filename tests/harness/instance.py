@@ -14,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from harness.homes import IN_GUEST
+from harness.homes import IN_GUEST, TIMEOUT
 
 if TYPE_CHECKING or IN_GUEST:
     from harness.forking import Forked
 
-TIMEOUT = 20.0
 _FIELD = re.compile(r'([^\s="]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s"]*))')
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|.)")
 _SIMPLE = {"n": "\n", "t": "\t", "r": "\r"}

@@ -18,13 +18,13 @@ from contextlib import contextmanager
 from typing import Final, Self
 
 from harness.clients import connect, receive
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
 
 PIECE: Final = 16 << 10
 AHEAD: Final = 4
 PAUSE: Final = 0.005
 """Seconds between pieces: the load leaves a core to those who have to act under it."""
-TIMEOUT: Final = 30.0
 WARM_UP: Final = 24
 """Connections that `warm_up` makes."""
 _WARM_STREAMS: Final = 4

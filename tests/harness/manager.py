@@ -19,6 +19,8 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
+from harness.homes import TIMEOUT
+
 _CREDENTIALS: Final = struct.Struct("iII")
 _MOST: Final = 253  # SCM_MAX_FD
 _PIECE: Final = 200
@@ -120,7 +122,7 @@ class Manager:
     def go_on_reading(self) -> None:
         self._reads.set()
 
-    def wait_for(self, name: str, count: int = 1, timeout: float = 20) -> list[dict[str, str]]:
+    def wait_for(self, name: str, count: int = 1, timeout: float = TIMEOUT) -> list[dict[str, str]]:
         """Wait until the service has told this `count` times; give all of them."""
 
         def heard() -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
-TIMEOUT = 20.0
+from harness.homes import TIMEOUT
 
 
 def run_handfast(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.clients import trusting
+from harness.homes import TIMEOUT
 
-TIMEOUT: Final = 30.0
 PIECE: Final = 1 << 16
 
 

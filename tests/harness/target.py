@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.clients import TIMEOUT
+from harness.homes import TIMEOUT
 
 
 @contextmanager

@@ -6,9 +6,9 @@ import os
 import select
 import subprocess
 import time
-from typing import Final, Self
+from typing import Self
 
-TIMEOUT: Final = 20.0
+from harness.homes import TIMEOUT
 
 
 class Terminal:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from harness.backends import Backend
-from harness.clients import TIMEOUT
+from harness.homes import TIMEOUT
 from harness.streams import MemoryClient, memory_client, random_bytes, sha256
 from harness.target import accepted, receive_from, silent_target, target_of
 

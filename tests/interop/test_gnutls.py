@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.backends import Backend
-from harness.homes import needs_rekey, sized
+from harness.homes import TIMEOUT, needs_rekey, sized
 from harness.streams import Exchange, random_bytes, sha256
-from harness.terminal import TIMEOUT, Terminal
+from harness.terminal import Terminal
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,9 +11,9 @@ import pytest
 
 from harness.backends import Backend
 from harness.clients import connect, echoes, trusting
-from harness.homes import needs_rekey
+from harness.homes import TIMEOUT, needs_rekey
 from harness.streams import Exchange, random_bytes, sha256
-from harness.terminal import TIMEOUT, Terminal
+from harness.terminal import Terminal
 
 if TYPE_CHECKING:
     from pathlib import Path

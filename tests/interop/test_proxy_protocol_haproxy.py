@@ -18,8 +18,8 @@ from handfast.transport.proxy_protocol import (
     build_v2,
     parse,
 )
+from harness.homes import TIMEOUT
 
-TIMEOUT = 20.0
 CLIENT = ("192.0.2.1", 50000)
 LISTENER = ("198.51.100.2", 443)
 ENDS = [

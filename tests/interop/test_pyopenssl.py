@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from OpenSSL import SSL
 
 from harness.backends import Backend
-from harness.clients import TIMEOUT
+from harness.homes import TIMEOUT
 from harness.streams import Exchange, random_bytes, sha256
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import rtls
 
 from harness.backends import Backend
-from harness.clients import TIMEOUT
+from harness.homes import TIMEOUT
 from harness.streams import Exchange, MemoryClient, random_bytes, sha256
 
 if TYPE_CHECKING:

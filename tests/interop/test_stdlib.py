@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.backends import Backend
-from harness.clients import TIMEOUT, connect, trusting
+from harness.clients import connect, trusting
+from harness.homes import TIMEOUT
 from harness.streams import Exchange, MemoryClient, random_bytes, sha256
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from harness.backends import Backend
-from harness.clients import TIMEOUT, connect, echoes, trusting
+from harness.clients import connect, echoes, trusting
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
 from harness.processes import descriptors
 from harness.streams import memory_client

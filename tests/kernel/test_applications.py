@@ -18,6 +18,7 @@ from handfast.app import Connection
 from handfast.relay.settling import SETTLE_SECONDS
 from handfast.tls.session import Session
 from harness.clients import connect, receive, trusting
+from harness.homes import TIMEOUT
 from harness.instance import wait_for
 from harness.streams import memory_client, random_bytes, sha256
 from unit.relay.applications import Application, plan_for, received
@@ -268,7 +269,7 @@ class Receiving:
 
     def stop(self) -> str:
         self.process.kill()
-        _, errors = self.process.communicate(timeout=20)
+        _, errors = self.process.communicate(timeout=TIMEOUT)
         return errors
 
 

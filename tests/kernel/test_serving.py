@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from harness.clients import connect, echoes, receive, trusting
+from harness.homes import TIMEOUT
 from harness.injection import memory_has
 from harness.instance import wait_for
 from harness.processes import kill_and_wait
@@ -94,7 +95,7 @@ def test_the_metrics_have_what_the_kernel_counts(
     front = start({"target": targets.echo()}, metrics=address)
     with connect(front.port(), context) as client:
         assert echoes(client)
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=TIMEOUT) as answer:
             text = answer.read().decode()
 
     assert 'handfast_sessions{transport="kernel",process="relay-1"} 1' in text

@@ -23,8 +23,9 @@ from OpenSSL import SSL
 from handfast.transport.proxy_protocol import parse
 from harness import machine
 from harness.backends import Backend, echo
-from harness.clients import TIMEOUT, connect, echoes, read_to_end, trusting
+from harness.clients import connect, echoes, read_to_end, trusting
 from harness.forked import in_child
+from harness.homes import TIMEOUT
 from harness.instance import Instance, wait_for
 from harness.pki import Identity, issue, revocation_list
 

@@ -26,8 +26,8 @@ import pytest
 import seccompy
 
 from handfast.process import linux
-from harness.clients import TIMEOUT
 from harness.forked import in_child
+from harness.homes import TIMEOUT
 from harness.processes import Watched
 
 EXAMPLE: Final = Path(__file__).parents[2] / "examples" / "sandboxed_server"

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final, Self
 
 from harness.backends import Backend
-from harness.clients import TIMEOUT, trusting
+from harness.clients import trusting
 from harness.footprint import Footprint
+from harness.homes import TIMEOUT
 from harness.load import reset, warm_up
 from harness.pki import Identity, issue
 from harness.recorded import Recorded, certificates_yaml, configuration

@@ -294,7 +294,7 @@ def test_an_alert_arrives_though_the_client_still_sends(both: Both) -> None:
     closing = in_thread(both.ours.close)
     with pytest.raises(PeerError, match="the peer sent alert bad_record_mac"):
         both.client.read(1)
-    both.client.sock.shutdown(socket.SHUT_WR)
+    both.client.sock.close()
     closing.join()
 
 
