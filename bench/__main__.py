@@ -1,27 +1,55 @@
-"""Measure handfast against stunnel on one core of this machine: `python -m bench [--quick]`.
+"""Measure handfast against nginx, hitch, HAProxy and stunnel on one core of this machine.
 
 The systems run on one core, the clients and the backend on another. Measurements are interleaved,
-A B A B, and the median of the rounds counts. Both systems run throughout; the idle one uses no
-CPU time. Exit code 0 when everything was measured, whether or not the targets are met.
+A B C A B C, and the median of the rounds counts. Exit code 0 when everything was measured, whether
+or not the targets are met.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import resource
 import signal
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from bench import load, measure, report, scenarios, systems
+from bench import load, measure, report, running
+from bench.certificates import issue
+from bench.figures import Results, Row
+from bench.scenarios import (
+    FULL,
+    QUICK,
+    SMOKE,
+    AbsentError,
+    Amount,
+    Kind,
+    Scenario,
+    Stage,
+    carrying,
+    changing,
+    flooding,
+    growing,
+    holding,
+)
+from bench.systems import DEFAULT, REPOSITORY, SYSTEMS, System
 
-RESULTS: Final = systems.REPOSITORY / "bench" / "results"
+RESULTS: Final = REPOSITORY / "bench" / "results"
+SCENARIOS: Final = (
+    *carrying.SCENARIOS,
+    *flooding.SCENARIOS,
+    *holding.SCENARIOS,
+    *changing.SCENARIOS,
+    *growing.SCENARIOS,
+)
+AMOUNTS: Final = {"full": FULL, "quick": QUICK, "smoke": SMOKE}
 
 
 def main() -> int:
@@ -29,97 +57,121 @@ def main() -> int:
     options = _options()
     # An end by signal runs the clean-up too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    chosen = [each for each in SCENARIOS if options.scenarios in each.name]
     try:
-        run(options.systems, scenarios.QUICK if options.quick else scenarios.FULL)
-    except (systems.StartError, load.LoadError, measure.MeasureError) as error:
+        results = run([SYSTEMS[name] for name in options.systems], chosen, AMOUNTS[options.amount])
+    except (running.StartError, load.LoadError, measure.MeasureError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except FileNotFoundError as error:
-        print(f"bench: {error}; install stunnel4, openssl and util-linux", file=sys.stderr)
+        print(f"bench: {error}; `make bench` installs what is missing", file=sys.stderr)
         return 1
+    for name, value in results.environment.items():
+        print(f"{name}: {value}")
+    print("\n" + report.table(results))
+    path = options.output or RESULTS / time.strftime("%Y%m%dT%H%M%SZ.json", time.gmtime())
+    results.save(path)
+    print(f"\nevery figure: {path}")
     return 0
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="less than a minute, less exact")
+    parser.add_argument(
+        "--amount",
+        choices=AMOUNTS,
+        default="full",
+        help="full: half an hour; quick: less than four minutes, less exact; smoke: only a test",
+    )
     parser.add_argument(
         "--systems",
         type=lambda text: text.split(","),
-        default=list(systems.DEFAULT),
-        help=f"which to measure, separated by commas (default: {','.join(systems.DEFAULT)})",
+        default=list(DEFAULT),
+        help=f"which to measure, separated by commas (default: {','.join(DEFAULT)})",
     )
+    parser.add_argument("--scenarios", default="", help="only those with this in their name")
+    parser.add_argument("--output", type=Path, help="the file to write, not one by the time")
     options = parser.parse_args()
-    if unknown := set(options.systems) - systems.SYSTEMS.keys():
-        parser.error(
-            f"no such system: {', '.join(unknown)}; there are {', '.join(systems.SYSTEMS)}"
-        )
+    if unknown := set(options.systems) - SYSTEMS.keys():
+        parser.error(f"no such system: {', '.join(unknown)}; there are {', '.join(SYSTEMS)}")
+    if not any(options.scenarios in each.name for each in SCENARIOS):
+        names = "\n  ".join(each.name for each in SCENARIOS)
+        parser.error(f"no scenario has {options.scenarios!r} in its name; there are\n  {names}")
     return options
 
 
-def run(names: list[str], amount: scenarios.Amount) -> None:
+class Run:
+    """The rows of a run, as they grow."""
+
+    def __init__(self, systems: list[System], site: running.Site, amount: Amount) -> None:
+        self.systems = systems
+        self.site = site
+        self.amount = amount
+        self.rows: dict[tuple[Kind, int | None, str], Row] = {}
+
+    def scenario(self, scenario: Scenario, standing: dict[str, running.Running]) -> None:
+        """Measure all rounds of a scenario, in turn A B C A B C."""
+        absent: set[str] = set()
+        rounds = self.amount.fresh_rounds if scenario.fresh else self.amount.rounds
+        began = time.monotonic()
+        for _ in range(rounds):
+            for system in self.systems:
+                if system.name in absent:
+                    continue
+                stage = Stage(system, self.site, self.amount, standing.get(system.name))
+                try:
+                    for each in scenario.measure(stage):
+                        self._row(each.kind, each.at, system).rounds.append(each.value)
+                except AbsentError as error:
+                    absent.add(system.name)
+                    for kind in scenario.kinds:
+                        self._row(kind, None, system, str(error))
+        seconds = time.monotonic() - began
+        print(f"bench: {scenario.name} ({seconds:.0f} s)", file=sys.stderr, flush=True)
+
+    def _row(self, kind: Kind, at: int | None, system: System, why: str = "") -> Row:
+        row = Row(kind.scenario, system.name, kind.figure, kind.unit, kind.better, at, why=why)
+        return self.rows.setdefault((kind, at, system.name), row)
+
+
+def run(systems: list[System], scenarios: list[Scenario], amount: Amount) -> Results:
     """Measure everything; raises what each part raises."""
     proxy_core, load_core = _two_cores()
-    _allow_descriptors(amount.idle)
+    descriptors = _all_descriptors()
     os.sched_setaffinity(0, {load_core})
-    chosen = [systems.SYSTEMS[name] for name in names]
-    versions = {system.name: system.version() for system in chosen}
+    versions = {system.name: system.version() for system in systems}
     started = time.monotonic()
     with ExitStack() as closing:
         directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        port = closing.enter_context(systems.backend(load_core))
-        site = systems.Site(directory, *systems.certificate(directory), port, proxy_core)
-        rows, suites = _cpu_rows(chosen, site, amount)
-        rows += _idle_rows(chosen, site, amount)
-    conditions = report.environment(versions, suites, _revision())
+        directory.chmod(0o755)  # for those who leave root behind
+        target = closing.enter_context(running.target(directory, load_core, descriptors))
+        certificates = (issue(directory), issue(directory, "rsa", rsa_key=True))
+        site = running.Site(directory, *certificates, target, proxy_core, load_core, descriptors)
+        measured = Run(systems, site, amount)
+        with ExitStack() as serving:
+            standing: dict[str, running.Running] = {}
+            if any(not scenario.fresh for scenario in scenarios):
+                for system in systems:
+                    standing[system.name] = serving.enter_context(running.start(system, site))
+                _warm_up(standing)
+            for scenario in scenarios:
+                if not scenario.fresh:
+                    measured.scenario(scenario, standing)
+        for scenario in scenarios:
+            if scenario.fresh:
+                measured.scenario(scenario, {})
+    conditions = _environment(systems, versions)
     conditions["seconds"] = round(time.monotonic() - started)
     # Other work on the machine shows here: about 2 is the benchmark itself.
     conditions["load average at the end"] = os.getloadavg()[0]
-    for name, value in conditions.items():
-        print(f"{name}: {value}")
-    print(f"\nMedian of the rounds (least-most); core {proxy_core} for the system alone\n")
-    print(report.table(rows, names))
-    path = RESULTS / time.strftime("%Y%m%dT%H%M%SZ.json", time.gmtime())
-    report.write(path, conditions, rows)
-    print(f"\nevery figure: {path.relative_to(systems.REPOSITORY)}")
+    return Results(conditions, list(measured.rows.values()))
 
 
-def _cpu_rows(
-    chosen: list[systems.System], site: systems.Site, amount: scenarios.Amount
-) -> tuple[list[report.Row], dict[str, str]]:
-    rows = [report.Row(each.name, each.unit, each.target) for each in scenarios.CPU_SCENARIOS]
-    with ExitStack() as closing:
-        proxies = [closing.enter_context(systems.running(system, site)) for system in chosen]
-        for scenario in scenarios.CPU_SCENARIOS:
-            for proxy in proxies:
-                scenario.measure(proxy, scenarios.WARM_UP)
-        for number in range(amount.rounds):
-            for scenario, row in zip(scenarios.CPU_SCENARIOS, rows, strict=True):
-                for proxy in proxies:
-                    figure = scenario.measure(proxy, amount)
-                    row.figures.setdefault(proxy.name, []).append(figure.cost)
-                    row.busy.setdefault(proxy.name, []).append(figure.busy)
-            _progress(f"round {number + 1} of {amount.rounds}")
-        return rows, {proxy.name: proxy.suite for proxy in proxies}
-
-
-def _idle_rows(
-    chosen: list[systems.System], site: systems.Site, amount: scenarios.Amount
-) -> list[report.Row]:
-    name = f"idle connection of {amount.idle}"
-    pss = report.Row(name, "KB", scenarios.IDLE_TARGET, absolute=True)
-    private = report.Row(f"{name}, private", "KB", None)
-    for number in range(amount.idle_rounds):
-        for system in chosen:
-            figure = scenarios.idle(system, site, amount)
-            pss.figures.setdefault(system.name, []).append(figure.pss)
-            private.figures.setdefault(system.name, []).append(figure.private)
-        _progress(f"idle round {number + 1} of {amount.idle_rounds}")
-    return [pss, private]
-
-
-def _progress(text: str) -> None:
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+def _warm_up(standing: dict[str, running.Running]) -> None:
+    for proxy in standing.values():
+        load.connections(proxy.ecdsa, 200)
+        with load.kept(proxy.ecdsa, 16) as held:
+            load.requests(held, 1000, proxy.ecdsa.protocol)
 
 
 def _two_cores() -> tuple[int, int]:
@@ -129,19 +181,51 @@ def _two_cores() -> tuple[int, int]:
     return cores[0], cores[1]
 
 
-def _allow_descriptors(connections: int) -> None:
-    """Raise the soft limit on descriptors, which the systems inherit."""
+def _all_descriptors() -> int:
+    """Raise the limit on descriptors as far as it can be, which the systems inherit; give it."""
+    wanted = 40_000
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 3 * connections + 200
-    if most != resource.RLIM_INFINITY and most < needed:
-        raise measure.MeasureError(f"at most {most} descriptors; `ulimit -Hn {needed}` as root")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    if most != resource.RLIM_INFINITY and most < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+        except (ValueError, OSError):
+            wanted = most  # with less, there are fewer connections, which the figures tell
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, most)))
+    return wanted
 
 
-def _revision() -> str:
-    command = ["git", "-C", str(systems.REPOSITORY), "describe", "--always", "--dirty"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+def _environment(systems: list[System], versions: dict[str, str]) -> dict[str, Any]:
+    """Give what the figures depend on."""
+    generators = {
+        "wrk": ["wrk", "-v"],
+        "h2load": ["h2load", "--version"],
+        "openssl": ["openssl", "version"],
+        "curl": ["curl", "--version"],
+        "backend": ["nginx", "-v"],
+    }
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "revision": _first_line(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]),
+        "kernel": platform.release(),
+        "cpu": _cpu_model(),
+        "python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}",
+        **{f"{system.name}": versions[system.name] for system in systems},
+        **{f"{system.name}, tuned": system.tuning for system in systems},
+        **{name: _first_line(command) for name, command in generators.items()},
+    }
+
+
+def _first_line(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return lines[0].strip() if lines else "unknown"
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 if __name__ == "__main__":

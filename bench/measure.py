@@ -5,8 +5,8 @@ children that ended and were waited for: proc(5), /proc/PID/stat, utime, stime, 
 cstime. It counts in clock ticks, so a measurement should last a hundred of them. Work that the
 kernel does outside these processes is not in it, for any system.
 
-Memory is what /proc/PID/smaps_rollup adds up: pages in user space. Socket buffers and kernel
-stacks are not in it.
+Memory is what /proc/PID/smaps_rollup adds up: pages in user space. What the kernel keeps for
+sockets, stacks and page tables is another figure, which it tells for the whole machine only.
 """
 
 from __future__ import annotations
@@ -106,3 +106,18 @@ def memory(root: int) -> Memory:
             elif name in {"Private_Clean", "Private_Dirty", "Private_Hugetlb"}:
                 private += int(value.split()[0]) * 1024
     return Memory(pss, private)
+
+
+def kernel_memory() -> int:
+    """Give the bytes that the kernel keeps for everybody: slabs, stacks, page tables, TCP's pages.
+
+    proc(5), /proc/meminfo and /proc/net/sockstat.
+    """
+    kept = {"Slab", "KernelStack", "PageTables"}
+    lines = [line.split() for line in Path("/proc/meminfo").read_text().splitlines()]
+    total = sum(int(line[1]) * 1024 for line in lines if line[0].rstrip(":") in kept)
+    for line in Path("/proc/net/sockstat").read_text().splitlines():
+        words = line.split()
+        if words[0] == "TCP:":
+            total += int(words[words.index("mem") + 1]) * os.sysconf("SC_PAGE_SIZE")
+    return total

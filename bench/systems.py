@@ -1,244 +1,322 @@
-"""The systems under test: how each is configured, started on one core, checked and stopped.
+"""The systems under test: how each is configured and tuned, and what is done to it by a signal.
 
-All get the same certificate and key, the same backend, one core, and a log of every connection
-in a file. stunnel otherwise runs with its defaults, which are what stunnel(8) recommends: no
-libwrap, TCP_NODELAY on both sides, small thread stacks, one thread per connection.
+All get the same certificates and key files, the same backend, one core, and a log of every
+connection in a file. Session tickets are on where they are by default, which is everywhere.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench import load, measure
+from bench.certificates import Certificate, issue
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
-START: Final = 20.0
-"""Seconds that a system has to begin to serve, and to end after SIGTERM."""
 STUNNEL: Final = shutil.which("stunnel4") or shutil.which("stunnel") or "stunnel4"
-
-
-class StartError(Exception):
-    """A system could not be started, or does not run as the comparison needs it."""
+_HANDFAST: Final = (sys.executable, "-m", "handfast")
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
-    """What every system is given. `core` is the only one it may run on."""
+class Listener:
+    """A port of loopback, and the certificates to choose from by name; the first is the default."""
+
+    port: int
+    certificates: tuple[Certificate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a configuration is to say. `directory` is the system's own, for its files."""
 
     directory: Path
-    certificate: Path
-    key: Path
-    target_port: int
-    core: int
+    listeners: tuple[Listener, ...]
+    target: int
+    workers: int
+    descriptors: int
+
+    @property
+    def configuration(self) -> Path:
+        """The file of the configuration."""
+        return self.directory / "configuration"
+
+    @property
+    def log(self) -> Path:
+        """The file of the log."""
+        return self.directory / "log"
+
+    @property
+    def pidfile(self) -> Path:
+        """The file with the PID, of those that need one."""
+        return self.directory / "pid"
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """A program to measure. The name of its configuration file is added to `command`."""
+    """A program to measure.
+
+    `command` is followed by the name of the configuration file. `one_worker` and `one_certificate`
+    say why it has no figures for more. `upgrade` replaces the program by what is installed now;
+    with `keeps_pid` the first process goes on as the new program.
+    """
 
     name: str
     command: tuple[str, ...]
-    configuration: Callable[[Site, int, Path], str]
-    """Gives the text of the configuration for a listening port and a log file."""
+    render: Callable[[Plan], str]
     version: Callable[[], str]
+    tuning: str
+    one_worker: str = ""
+    one_certificate: str = ""
+    upgrade: Callable[[Plan, int], None] | None = None
+    keeps_pid: bool = True
+    reload: signal.Signals = signal.SIGHUP
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A system that serves."""
-
-    name: str
-    pid: int
-    client: load.Client
-    log: Path
-    suite: str
-
-    def log_lines(self) -> int:
-        """Count what it has logged so far."""
-        return self.log.read_bytes().count(b"\n")
+def environment() -> dict[str, str]:
+    """What the processes are started with."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
 
 
-def _stunnel_configuration(site: Site, port: int, log: Path) -> str:
-    return f"""\
-foreground = quiet
-pid =
-syslog = no
-debug = 5
-output = {log}
-[bench]
-accept = 127.0.0.1:{port}
-connect = 127.0.0.1:{site.target_port}
-cert = {site.certificate}
-key = {site.key}
-"""
+def certificate(directory: Path) -> tuple[Path, Path]:
+    """Make a self-signed ECDSA P-256 certificate for localhost; give its file and the key's."""
+    made = issue(directory)
+    return made.chain, made.key
 
 
-def _stunnel_version() -> str:
-    text = subprocess.run([STUNNEL, "-version"], capture_output=True, text=True, check=True).stderr
-    kept = [line for line in text.splitlines() if line.startswith(("stunnel ", "Running "))]
-    return ", ".join(" ".join(line.split()) for line in kept)
+def _printed(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    return done.stdout + done.stderr
 
 
-def _handfast_configuration(site: Site, port: int, log: Path) -> str:
-    return f"""\
-nworkers: 1
-logfile: {log}
-loglevel: INFO
-target-ip: 127.0.0.1
-target-port: {site.target_port}
-listen-ip: 127.0.0.1
-listen-port: {port}
-cert-chain: {site.certificate}
-servkey: {site.key}
-"""
+def _first(*command: str) -> Callable[[], str]:
+    def version() -> str:
+        return _printed(*command).splitlines()[0].strip()
+
+    return version
 
 
-def _kernel_configuration(site: Site, port: int, log: Path) -> str:
-    return f"""\
-nworkers: 1
-logfile: {log}
-loglevel: INFO
-listeners:
-  - listen: 127.0.0.1:{port}
-    kernel-tls: on
-    target: tcp://127.0.0.1:{site.target_port}
-    certificates: [{{chain: {site.certificate}, key: {site.key}}}]
-"""
+# --- handfast
+
+
+def _handfast(kernel_tls: str) -> Callable[[Plan], str]:
+    def render(plan: Plan) -> str:
+        listeners = "".join(
+            f"  - listen: 127.0.0.1:{each.port}\n"
+            f"    kernel-tls: {kernel_tls}\n"
+            f"    target: tcp://127.0.0.1:{plan.target}\n"
+            f"    certificates:\n"
+            + "".join(f"      - {{chain: {c.chain}, key: {c.key}}}\n" for c in each.certificates)
+            for each in plan.listeners
+        )
+        return (
+            f"nworkers: {plan.workers}\nlogfile: {plan.log}\nloglevel: INFO\n"
+            f"control: {plan.directory}/control\nlisteners:\n{listeners}"
+        )
+
+    return render
 
 
 def _handfast_version() -> str:
     program = (
         "import handfast;"
         "from cryptography.hazmat.backends.openssl import backend;"
-        "print('handfast', handfast.__version__ + ',',"
-        " backend.openssl_version_text())"
+        "print('handfast', handfast.__version__ + ', own', backend.openssl_version_text())"
     )
-    command = [sys.executable, "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment())
-    return result.stdout.strip()
+    return _printed(sys.executable, "-c", program).strip()
 
 
-def _environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY / "src")}
+def _handfast_upgrade(plan: Plan, _pid: int) -> None:
+    _printed(*_HANDFAST, "upgrade", "-c", str(plan.configuration))
 
 
-_HANDFAST: Final = (sys.executable, "-m", "handfast", "serve", "-c")
-SYSTEMS: Final = {
-    "stunnel": System("stunnel", (STUNNEL,), _stunnel_configuration, _stunnel_version),
-    "handfast": System("handfast", _HANDFAST, _handfast_configuration, _handfast_version),
-    "handfast-kernel": System(
-        "handfast-kernel", _HANDFAST, _kernel_configuration, _handfast_version
-    ),
-}
-DEFAULT: Final = ("stunnel", "handfast")
-"""Those that run on every kernel; handfast-kernel is for one that has TLS."""
+# --- nginx
 
 
-def certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a self-signed ECDSA P-256 certificate for localhost; give it and its key."""
-    certificate, key = directory / "chain.pem", directory / "key.pem"
-    make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2"
-    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    to = ["-out", str(certificate), "-keyout", str(key)]
-    subprocess.run([*make.split(), *name, *to], check=True, capture_output=True)
-    key.chmod(0o600)
-    return certificate, key
+def _nginx(plan: Plan) -> str:
+    servers = "".join(
+        f"  server {{ listen 127.0.0.1:{each.port} ssl backlog=4096;\n"
+        f"    ssl_certificate {each.certificates[0].chain};\n"
+        f"    ssl_certificate_key {each.certificates[0].key};\n"
+        f"    proxy_pass 127.0.0.1:{plan.target}; proxy_timeout 1h; }}\n"
+        for each in plan.listeners
+    )
+    return f"""\
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+daemon off;
+pid {plan.pidfile};
+error_log {plan.directory}/errors;
+worker_processes {plan.workers};
+worker_rlimit_nofile {plan.descriptors};
+events {{ worker_connections {plan.descriptors}; }}
+stream {{
+  log_format each '$remote_addr [$time_local] $status $bytes_sent $bytes_received $session_time'
+                  ' $ssl_protocol $ssl_cipher $ssl_session_reused';
+  access_log {plan.log} each;
+  ssl_protocols TLSv1.2 TLSv1.3;
+  ssl_session_cache shared:bench:10m;
+{servers}}}
+"""
 
 
-@contextmanager
-def backend(core: int) -> Iterator[int]:
-    """Run the backend on `core`; give its port."""
-    with subprocess.Popen(
-        ["taskset", "-c", str(core), sys.executable, "-m", "bench.backend"],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        try:
-            assert process.stdout is not None
-            yield int(process.stdout.readline())
-        finally:
-            process.kill()
+def _nginx_upgrade(plan: Plan, pid: int) -> None:
+    """nginx.org, "Controlling nginx": USR2, and when the new one serves, QUIT to the old one."""
+    from bench.running import wait_for  # noqa: PLC0415 - which imports this module
+
+    new = plan.pidfile
+    os.kill(pid, signal.SIGUSR2)
+    wait_for(
+        lambda: new.exists() and new.read_text().strip() not in {"", str(pid)}, "nginx's new master"
+    )
+    os.kill(pid, signal.SIGWINCH)
+    os.kill(pid, signal.SIGQUIT)
 
 
-@contextmanager
-def running(system: System, site: Site) -> Iterator[Running]:
-    """Run `system` until the context ends; raises StartError when it does not serve."""
-    port = _free_port()
-    stem = f"{system.name}-{port}"
-    log = site.directory / f"{stem}.log"
-    configuration = site.directory / f"{stem}.conf"
-    configuration.write_text(system.configuration(site, port, log))
-    with ExitStack() as closing:
-        output = closing.enter_context((site.directory / f"{stem}.out").open("wb"))
-        process = subprocess.Popen(
-            ["taskset", "-c", str(site.core), *system.command, str(configuration)],
-            cwd=site.directory,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
+# --- hitch
+
+
+def _hitch(plan: Plan) -> str:
+    frontends = "".join(
+        f'frontend = {{\n  host = "127.0.0.1"\n  port = "{each.port}"\n'
+        + "".join(f'  pem-file = "{c.both}"\n' for c in each.certificates)
+        + "}\n"
+        for each in plan.listeners
+    )
+    return f"""\
+{frontends}backend = "[127.0.0.1]:{plan.target}"
+workers = {plan.workers}
+backlog = 4096
+tls-protos = TLSv1.2 TLSv1.3
+log-level = 2
+log-filename = "{plan.log}"
+user = "nobody"
+daemon = off
+"""
+
+
+# --- HAProxy
+
+
+def _haproxy(plan: Plan) -> str:
+    listeners = ""
+    for number, each in enumerate(plan.listeners):
+        certificates = plan.directory / f"crt-list-{number}"
+        certificates.write_text("".join(f"{c.both}\n" for c in each.certificates))
+        listeners += (
+            f"listen bench-{each.port}\n"
+            f"  bind 127.0.0.1:{each.port} ssl crt-list {certificates} backlog 4096\n"
+            f"  server backend 127.0.0.1:{plan.target}\n"
         )
-        closing.callback(_stop, process)
-        client = load.client(port, site.certificate)
-        suite = _wait_until_it_serves(process, client, site.directory / stem)
-        _check_cores(system.name, process.pid, site.core)
-        yield Running(system.name, process.pid, client, log, suite)
+    return f"""\
+global
+  nbthread {plan.workers}
+  log stdout format raw local0
+  ssl-default-bind-options ssl-min-ver TLSv1.2
+  maxconn {plan.descriptors // 2 - 50}
+defaults
+  mode tcp
+  log global
+  option tcplog
+  timeout connect 5s
+  timeout client 1h
+  timeout server 1h
+{listeners}"""
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
+def _haproxy_upgrade(_plan: Plan, pid: int) -> None:
+    """Management guide, 4: in master-worker mode USR2 runs the program again."""
+    os.kill(pid, signal.SIGUSR2)
 
 
-def _wait_until_it_serves(process: subprocess.Popen[bytes], client: load.Client, stem: Path) -> str:
-    """Exchange one message through the system; give the cipher suite."""
-    deadline = time.monotonic() + START
-    failure: Exception | None = None
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with client.connect() as connection:
-                load.exchange(connection)
-                return str((connection.cipher() or ("unknown",))[0])
-        except (OSError, load.LoadError) as error:
-            failure = error
-            time.sleep(0.05)
-    said = b"\n".join(
-        path.read_bytes()[-2000:]
-        for path in (stem.with_suffix(".out"), stem.with_suffix(".log"))
-        if path.exists()
-    ).decode(errors="replace")
-    raise StartError(
-        f"{stem.name} does not serve (exit code {process.poll()}, {failure}); it said:\n{said}"
+# --- stunnel
+
+
+def _stunnel(plan: Plan) -> str:
+    services = "".join(
+        f"[bench-{each.port}]\naccept = 127.0.0.1:{each.port}\nconnect = 127.0.0.1:{plan.target}\n"
+        f"cert = {each.certificates[0].chain}\nkey = {each.certificates[0].key}\n"
+        for each in plan.listeners
     )
+    return f"""\
+foreground = quiet
+pid =
+syslog = no
+debug = 5
+output = {plan.log}
+{services}"""
 
 
-def _check_cores(name: str, pid: int, core: int) -> None:
-    for process in measure.tree(pid):
-        allowed = os.sched_getaffinity(process.pid)
-        if allowed != {core}:
-            raise StartError(f"{name}: process {process.pid} may run on {allowed}, not {core}")
+def _stunnel_version() -> str:
+    kept = [
+        " ".join(line.split())
+        for line in _printed(STUNNEL, "-version").splitlines()
+        if line.startswith(("stunnel ", "Running "))
+    ]
+    return ", ".join(kept)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the whole tree: SIGTERM first, SIGKILL for whatever is left after `START` seconds."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(START)
-    for left in measure.tree(process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(left.pid, signal.SIGKILL)
-    process.wait(START)
+SYSTEMS: Final = {
+    each.name: each
+    for each in (
+        System(
+            "handfast",
+            (*_HANDFAST, "serve", "-c"),
+            _handfast("off"),
+            _handfast_version,
+            "defaults: one acceptor and one relay for a worker; confined, user nobody",
+            upgrade=_handfast_upgrade,
+        ),
+        System(
+            "handfast-kernel",
+            (*_HANDFAST, "serve", "-c"),
+            _handfast("on"),
+            _handfast_version,
+            "as handfast, and sessions move into the kernel",
+            upgrade=_handfast_upgrade,
+        ),
+        System(
+            "nginx",
+            ("nginx", "-c"),
+            _nginx,
+            _first("nginx", "-v"),
+            "stream with ssl; ssl_session_cache shared, as ngx_stream_ssl_module's page advises;"
+            " worker_connections for all connections; one worker",
+            one_certificate="nginx 1.22 chooses by name only by reading the file at each handshake",
+            upgrade=_nginx_upgrade,
+            keeps_pid=False,
+        ),
+        System(
+            "hitch",
+            ("hitch", "--config="),
+            _hitch,
+            _first("hitch", "-V"),
+            "one worker for a core, as hitch.conf(5) advises; backlog raised",
+            one_worker="hitch binds each of its workers to another core itself",
+        ),
+        System(
+            "haproxy",
+            ("haproxy", "-W", "-f"),
+            _haproxy,
+            _first("haproxy", "-v"),
+            "mode tcp, master-worker, one thread for a core; tcplog; maxconn for all connections",
+            upgrade=_haproxy_upgrade,
+            reload=signal.SIGUSR2,
+        ),
+        System(
+            "stunnel",
+            (STUNNEL,),
+            _stunnel,
+            _stunnel_version,
+            "defaults, which stunnel(8) recommends: no libwrap, TCP_NODELAY, a thread each",
+            one_worker="stunnel is one process, with a thread for each connection",
+            one_certificate="stunnel has a service for each name, not a list of certificates",
+        ),
+    )
+}
+DEFAULT: Final = ("handfast", "nginx", "hitch", "haproxy", "stunnel")
+"""Those that run on every kernel; handfast-kernel is for one that has TLS."""
