@@ -67,8 +67,9 @@ kernel: $(VENV)/.tested-with  ## Test kernel TLS, on a kernel that is booted for
 	  --override-ini=timeout=300 tests/kernel/test_moving.py tests/unit/relay
 
 .PHONY: bench
-bench: $(VENV)/.tested-with  ## Measure against stunnel (some minutes; QUICK=1, SYSTEMS=handfast,handfast-kernel)
-	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(SYSTEMS),--systems $(SYSTEMS))
+bench: $(VENV)/.tested-with  ## Measure against nginx, hitch, HAProxy and stunnel (half an hour; QUICK=1: 4 minutes)
+	$(BIN)/python -m bench --amount $(if $(QUICK),quick,full) $(if $(SYSTEMS),--systems $(SYSTEMS)) \
+	  $(if $(SCENARIOS),--scenarios '$(SCENARIOS)')
 
 .PHONY: calls
 calls: $(VENV)/.tested-with  ## Count a relay's system calls, as root

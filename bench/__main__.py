@@ -39,7 +39,7 @@ from bench.scenarios import (
     growing,
     holding,
 )
-from bench.systems import DEFAULT, REPOSITORY, SYSTEMS, System
+from bench.systems import DEFAULT, NGINX, REPOSITORY, SYSTEMS, System
 
 RESULTS: Final = REPOSITORY / "bench" / "results"
 SCENARIOS: Final = (
@@ -201,7 +201,7 @@ def _environment(systems: list[System], versions: dict[str, str]) -> dict[str, A
         "h2load": ["h2load", "--version"],
         "openssl": ["openssl", "version"],
         "curl": ["curl", "--version"],
-        "backend": ["nginx", "-v"],
+        "backend": [NGINX, "-v"],
     }
     return {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),

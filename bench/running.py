@@ -16,7 +16,7 @@ from typing import Final
 
 from bench import load, measure
 from bench.certificates import Certificate
-from bench.systems import Listener, Plan, System, environment
+from bench.systems import NGINX, Listener, Plan, System, environment
 
 PATIENCE: Final = 30.0
 """Seconds that a system has to begin to serve, and to end after SIGTERM."""
@@ -118,11 +118,16 @@ def start(
             start_new_session=True,
         )
         closing.callback(_stop, process)
+        pid = process.pid
+        if system.daemon and process.wait(PATIENCE) == 0:
+            wait_for(plan.pidfile.exists, "the PID file", pause=0.001)
+            pid = int(plan.pidfile.read_text())
+            closing.callback(_end, pid)
         client = load.client(ports[0], site.ecdsa.chain, load.HTTP)
         _wait_until_it_serves(system, process, client, plan)
         seconds = time.monotonic() - began
-        _check_cores(system.name, process.pid, site.core)
-        yield Running(system, plan, process.pid, client, ports[1], seconds)
+        _check_cores(system.name, pid, site.core)
+        yield Running(system, plan, pid, client, ports[1], seconds)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -140,7 +145,7 @@ def _wait_until_it_serves(
 
     def serves() -> bool:
         nonlocal failure
-        if process.poll() is not None:
+        if process.poll():
             return True
         try:
             with client.connect() as connection:
@@ -152,7 +157,7 @@ def _wait_until_it_serves(
 
     with contextlib.suppress(StartError):
         wait_for(serves, "the first answer", pause=0.002)
-        if process.poll() is None:
+        if not process.poll():
             return
     said = plan.log.read_bytes()[-2000:].decode(errors="replace")
     raise StartError(
@@ -168,17 +173,34 @@ def _check_cores(name: str, pid: int, core: int) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End the whole tree: SIGTERM first, SIGKILL for whatever is left."""
-    mine = {each.pid for each in measure.tree(process.pid)}
-    for each in mine & {process.pid} or mine:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(each, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(PATIENCE)
-    for left in measure.tree(process.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(left.pid, signal.SIGKILL)
+    """End a process that we have started, and all that belong to it."""
+    _end(process.pid)
     process.wait(PATIENCE)
+
+
+def _end(pid: int) -> None:
+    """End a whole tree: SIGTERM to those on top, then to whom they leave, SIGKILL in the end."""
+    told: set[int] = set()
+
+    def gone() -> bool:
+        tree = [each for each in measure.tree(pid) if each.state != "Z"]
+        ours = {each.pid for each in tree}
+        for each in tree:
+            if each.parent not in ours and each.pid not in told:
+                _kill(each.pid, signal.SIGTERM)
+                told.add(each.pid)
+        return not tree
+
+    with contextlib.suppress(StartError):
+        wait_for(gone, "the end", pause=0.01)
+    for left in measure.tree(pid):
+        if left.state != "Z":
+            _kill(left.pid, signal.SIGKILL)
+
+
+def _kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 _BACKEND: Final = """\
@@ -226,7 +248,7 @@ def target(directory: Path, core: int, descriptors: int) -> Iterator[int]:
         )
     )
     with subprocess.Popen(
-        ["taskset", "-c", str(core), "nginx", "-c", str(configuration)], start_new_session=True
+        ["taskset", "-c", str(core), NGINX, "-c", str(configuration)], start_new_session=True
     ) as process:
         try:
             wait_for(lambda: _accepts(port), "the backend")

@@ -19,7 +19,20 @@ from typing import Final
 from bench.certificates import Certificate, issue
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
-STUNNEL: Final = shutil.which("stunnel4") or shutil.which("stunnel") or "stunnel4"
+
+
+def program(name: str) -> str:
+    """Give the path of a program, also where /usr/sbin is not on PATH.
+
+    The path matters: nginx runs itself again by its first argument.
+    """
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") or name
+
+
+NGINX: Final = program("nginx")
+HITCH: Final = program("hitch")
+HAPROXY: Final = program("haproxy")
+STUNNEL: Final = program("stunnel4")
 _HANDFAST: Final = (sys.executable, "-m", "handfast")
 
 
@@ -63,7 +76,8 @@ class System:
 
     `command` is followed by the name of the configuration file. `one_worker` and `one_certificate`
     say why it has no figures for more. `upgrade` replaces the program by what is installed now;
-    with `keeps_pid` the first process goes on as the new program.
+    with `keeps_pid` the first process goes on as the new program. A `daemon` writes its PID file
+    and goes into the background, without which nginx ignores the signal for an upgrade.
     """
 
     name: str
@@ -75,6 +89,7 @@ class System:
     one_certificate: str = ""
     upgrade: Callable[[Plan, int], None] | None = None
     keeps_pid: bool = True
+    daemon: bool = False
     reload: signal.Signals = signal.SIGHUP
 
 
@@ -148,7 +163,6 @@ def _nginx(plan: Plan) -> str:
     )
     return f"""\
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-daemon off;
 pid {plan.pidfile};
 error_log {plan.directory}/errors;
 worker_processes {plan.workers};
@@ -281,28 +295,29 @@ SYSTEMS: Final = {
         ),
         System(
             "nginx",
-            ("nginx", "-c"),
+            (NGINX, "-c"),
             _nginx,
-            _first("nginx", "-v"),
+            _first(NGINX, "-v"),
             "stream with ssl; ssl_session_cache shared, as ngx_stream_ssl_module's page advises;"
             " worker_connections for all connections; one worker",
             one_certificate="nginx 1.22 chooses by name only by reading the file at each handshake",
             upgrade=_nginx_upgrade,
             keeps_pid=False,
+            daemon=True,
         ),
         System(
             "hitch",
-            ("hitch", "--config="),
+            (HITCH, "--config="),
             _hitch,
-            _first("hitch", "-V"),
+            _first(HITCH, "-V"),
             "one worker for a core, as hitch.conf(5) advises; backlog raised",
             one_worker="hitch binds each of its workers to another core itself",
         ),
         System(
             "haproxy",
-            ("haproxy", "-W", "-f"),
+            (HAPROXY, "-W", "-f"),
             _haproxy,
-            _first("haproxy", "-v"),
+            _first(HAPROXY, "-v"),
             "mode tcp, master-worker, one thread for a core; tcplog; maxconn for all connections",
             upgrade=_haproxy_upgrade,
             reload=signal.SIGUSR2,

@@ -119,6 +119,8 @@ def _start(stage: Stage) -> list[Measured]:
 
 
 def _whole(stage: Stage) -> list[Measured]:
+    if stage.system.one_worker:
+        raise AbsentError(stage.system.one_worker)
     with start(stage.system, stage.site, workers=2) as proxy:
         measure.quiet_cpu_seconds(proxy.pid)
         return [Measured(_WHOLE, measure.memory(proxy.pid).pss / 1e6)]
