@@ -138,10 +138,16 @@ def _growth(made: _Invention, faster: float) -> None:
         memory = [20 + at * 18, 5 + at * 3, 4 + at * 2.5, 11 + at * 1.5, None]
         made.add("grow: workers", "memory", "MB", memory, at=at, why=why)
     for at in (1, 10, 100, 1000):
-        times = [400 + at * 0.5, 20 + at * 0.8, 13 + at * 0.6, 30 + at, None]
+        times: list[float | None] = [400 + at * 0.5, 20 + at * 0.8, 13 + at * 0.6, 30 + at, None]
         why = "takes no more than one"
         made.add("grow: certificates", "start", "ms", times, at=at, why=why)
         memory = [48 + at * 0.01, 6 + at * 0.05, 5 + at * 0.06, 11 + at * 0.04, None]
         made.add("grow: certificates", "memory", "MB", memory, at=at, why=why)
-        costs = [522 + at * 0.01, 431 + at * 0.01, 411 + at * 0.02, 470 + at * 0.02, None]
-        made.add("grow: certificates", "CPU", "us", _first(costs, faster), at=at, why=why)
+        prices: list[float | None] = [
+            522 + at * 0.01,
+            431 + at * 0.01,
+            411 + at * 0.02,
+            470 + at * 0.02,
+            None,
+        ]
+        made.add("grow: certificates", "CPU", "us", _first(prices, faster), at=at, why=why)
