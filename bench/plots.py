@@ -436,8 +436,8 @@ def _trace(axes: Axes, found: dict[str, list[tuple[int, Row]]]) -> None:
         places = [at for at, _ in line]
         look: dict[str, Any] = {"color": colour(system), "zorder": 3 if ours else 2}
         axes.plot(
-            places, [row.median or 0 for _, row in line], linestyle=DASHES.get(system, "-"), marker="o",
-            markersize=6 if ours else 4, linewidth=2.8 if ours else 1.8, **look,
+            places, [row.median or 0 for _, row in line], linestyle=DASHES.get(system, "-"),
+            marker="o", markersize=6 if ours else 4, linewidth=2.8 if ours else 1.8, **look,
         )  # fmt: skip
         least, most = ([end(row.rounds) for _, row in line] for end in (min, max))
         axes.fill_between(places, least, most, alpha=0.2, linewidth=0, **look)

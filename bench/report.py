@@ -131,6 +131,12 @@ def size(scenario: str, at: int) -> str:
     return f"{at:,} {noun.removesuffix('s') if at == 1 else noun}"
 
 
+def named(key: Key) -> str:
+    """Name a figure: "bulk download, 32 streams: CPU"."""
+    scenario, figure, at = key
+    return f"{_headed(scenario, at)}: {figure}"
+
+
 def is_growth(scenario: str) -> bool:
     """Whether a scenario is measured at many sizes, to see how a figure grows with them."""
     return scenario.startswith(GROWTH)
@@ -255,13 +261,12 @@ def _target(results: Results, verdict: Verdict) -> list[str]:
     """Give what is measured, what is demanded, what is, and what that means."""
     target = verdict.target
     row = results.row(target.key, SUBJECT)
-    name = f"{_headed(target.scenario, target.at)}: {target.figure}"
     if target.peer:
         goal = f"{'<' if target.below else '<='} {target.most:.2f} of {target.peer}"
     else:
         goal = f"<= {target.most:g} {row.unit if row else ''}".rstrip()
     got = "-" if verdict.got is None else f"{verdict.got:.{min(2, digits(verdict.got) or 1)}f}"
-    return [name, goal, got, verdict.words]
+    return [named(target.key), goal, got, verdict.words]
 
 
 def _markdown(cells: list[str]) -> str:
