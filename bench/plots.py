@@ -448,7 +448,7 @@ def _name_the_ends(axes: Axes, ends: dict[str, tuple[int, Row]]) -> None:
     to_axes = axes.transData + axes.transAxes.inverted()
     points = {each: to_axes.transform((at, row.median or 0.0)) for each, (at, row) in ends.items()}
     right = max(x for x, _ in points.values())
-    for system, y in _spread({system: y for system, (_, y) in points.items()}).items():
+    for system, y in spread({system: y for system, (_, y) in points.items()}).items():
         look = {"color": OURS, "fontweight": "bold"} if system == SUBJECT else {"color": INK}
         _say(axes, system, (right, y), (15, 0), xycoords="axes fraction", **look)
         # A thin line leads to a name that had to move, or whose line ends before the others.
@@ -480,7 +480,7 @@ def _scale(axes: Axes, sizes: list[int], least: float, most: float) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _spread(places: dict[str, float]) -> dict[str, float]:
+def spread(places: dict[str, float]) -> dict[str, float]:
     """Move places up and down, as little as it takes, until they are APART at least.
 
     This is a least-squares fit by adjacent pools: less its turn's distance, no place may be below
