@@ -144,12 +144,12 @@ PICTURES: Final = (
         "incidents",
         "What established connections notice",
         (
-            Panel("handshake flood", "p99", "Latency in a handshake flood, p99"),
-            Panel("handshake flood", "p99 without", "The same without the flood, p99"),
-            Panel("reload under load", "failed", "Reload: failed"),
-            Panel("reload under load", "disturbed", "Reload: disturbed"),
-            Panel("upgrade with connections open", "kept", "Upgrade: kept"),
-            Panel("upgrade with connections open", "longest stall", "Upgrade: longest stall"),
+            Panel("handshake flood", "p99", "Latency in a handshake flood"),
+            Panel("handshake flood", "p99 without", "The same without the flood"),
+            Panel("reload under load", "failed", "Failed in a reload"),
+            Panel("reload under load", "disturbed", "Disturbed by a reload"),
+            Panel("upgrade with connections open", "kept", "Kept in an upgrade"),
+            Panel("upgrade with connections open", "longest stall", "Standing still in an upgrade"),
         ),
     ),
     Picture(
@@ -354,7 +354,7 @@ def _fill(axes: Axes, results: Results, key: Key, *, times: bool) -> None:
             value += f"  {TIMES}{1 / ratio:.{min(2, digits(1 / ratio))}f}"
         _say(axes, value, (max(last, 0), place), (5, 0), **look)
     # What is right of the longest bar is for its value.
-    axes.set_xlim(0, most * (1.5 if times else 1.3) or 1)
+    axes.set_xlim(0, max(most, 0) * (1.5 if times else 1.3) or 1)
     axes.set_ylim(len(systems) - 0.5, -0.5)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -472,7 +472,7 @@ def _scale(axes: Axes, sizes: list[int], least: float, most: float) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if most < 300 * least else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_ylim(min(0, least), most * 1.1 or 1)
+        axes.set_ylim(min(0, least * 1.1), max(most, 0) * 1.1 or 1)
         axes.locator_params(axis="y", nbins=5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.grid(axis="y", color=RULE, linewidth=0.7)

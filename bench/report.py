@@ -215,7 +215,10 @@ def _cell(results: Results, key: Key, system: str, notes: _Notes) -> str:
     if row is None or row.median is None:
         return notes.mark((row and row.why) or "not measured", system)
     middle, least, most = shown(row, row.median, min(row.rounds), max(row.rounds))
-    return middle if least == most else f"{middle} ({least}-{most})".replace("%-", "-")
+    if least == most:
+        return middle
+    to = " to " if least.startswith("-") else "-"
+    return f"{middle} ({least.removesuffix('%')}{to}{most})"
 
 
 def _beside(results: Results, key: Key, peer: str) -> str:

@@ -28,6 +28,10 @@ def test_a_cell_has_the_median_with_least_and_most() -> None:
     assert "13.2 (12.1-14.9)" in line_of(text, "CPU, us")
 
 
+def test_a_range_from_below_zero_can_be_read() -> None:
+    assert "0.50 (-1.50 to 2.50)" in report.table(results(row("handfast", -1.5, 0.5, 2.5)))
+
+
 def test_a_single_round_has_no_range() -> None:
     assert line_of(report.table(results(row("handfast", 13.25))), "CPU").split() == [
         "CPU,",
