@@ -7,11 +7,11 @@ the keys of `Row`, with the figures of the rounds and their median, min and max.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 SCHEMA: Final = 1
 SUBJECT: Final = "handfast"
@@ -110,9 +110,27 @@ def load(path: Path) -> Results:
     try:
         document = json.loads(path.read_text())
         if document["schema"] != SCHEMA:
-            raise FiguresError(f"{path}: schema {document['schema']}, not {SCHEMA}")
-        names: Iterable[str] = Row.__slots__
-        rows = [Row(**{name: each[name] for name in names}) for each in document["rows"]]
-        return Results(document["environment"], rows)
-    except (ValueError, KeyError, TypeError) as error:
+            raise FiguresError(f"{path}: schema {document['schema']!r}, not {SCHEMA}")
+        rows = [_row(each) for each in _is(list, document["rows"])]
+        return Results(_is(dict, document["environment"]), rows)
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise FiguresError(f"{path}: not a file of results: {error!r}") from error
+
+
+def _row(each: dict[str, Any]) -> Row:
+    """Read a row; the median, min and max that the file has too follow from the rounds."""
+    texts = {name: _is(str, each[name]) for name in ("scenario", "system", "figure", "unit", "why")}
+    if each["better"] not in get_args(Better):
+        raise ValueError(f"better is {each['better']!r}")
+    at = None if each["at"] is None else _is(int, each["at"])
+    rounds = [float(_is(float, number)) for number in _is(list, each["rounds"])]
+    if not all(isfinite(number) for number in rounds):
+        raise ValueError(f"rounds {rounds}")
+    return Row(better=each["better"], at=at, rounds=rounds, **texts)
+
+
+def _is(kind: type, value: Any) -> Any:
+    """Give `value` if it is of `kind`, as JSON has kinds: 3 is a float too, and true no number."""
+    if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return value
