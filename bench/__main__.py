@@ -208,11 +208,18 @@ def _environment(systems: list[System], versions: dict[str, str]) -> dict[str, A
         "revision": _first_line(["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty"]),
         "kernel": platform.release(),
         "cpu": _cpu_model(),
+        "key exchange": _key_exchange(),
         "python": f"{platform.python_version()}, {ssl.OPENSSL_VERSION}",
         **{f"{system.name}": versions[system.name] for system in systems},
         **{f"{system.name}, tuned": system.tuning for system in systems},
         **{name: _first_line(command) for name, command in generators.items()},
     }
+
+
+def _key_exchange() -> str:
+    if ssl.OPENSSL_VERSION_INFO < (3, 5):
+        return "X25519 for all: the clients' OpenSSL has no ML-KEM, but where a scenario says so"
+    return "each system's choice: the clients' OpenSSL offers ML-KEM, so they may differ"
 
 
 def _first_line(command: list[str]) -> str:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import platform
-import ssl
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from bench.figures import SUBJECT, Results, Row
 from bench.targets import Verdict, judge
@@ -27,32 +24,6 @@ LEGEND: Final = (
     "Median of the rounds (least-most). /peer: handfast's median by the peer's; + handfast is\n"
     "better in every round, ! worse in every round, ~ their ranges overlap."
 )
-
-
-def environment(versions: dict[str, str], suites: dict[str, str], revision: str) -> dict[str, Any]:
-    """Give what the figures depend on."""
-    return {
-        "kernel": platform.release(),
-        "cpu": _cpu_model(),
-        "client": f"Python {platform.python_version()}, {ssl.OPENSSL_VERSION}",
-        "key exchange": _key_exchange(),
-        "suites": suites,
-        "revision": revision,
-        **versions,
-    }
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _key_exchange() -> str:
-    if ssl.OPENSSL_VERSION_INFO < (3, 5):
-        return "X25519 for all: the client's OpenSSL has no ML-KEM"
-    return "each system's choice: the client's OpenSSL offers ML-KEM, so they may differ"
 
 
 def table(results: Results) -> str:

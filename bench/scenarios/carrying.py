@@ -31,7 +31,7 @@ def _logged(proxy: Running, work: Callable[[], float]) -> Callable[[], float]:
 def _connections(name: str, load: Callable[[Running, int], int]) -> Scenario:
     scenario = f"new connection, {name}"
     cpu, rate = Kind(scenario, "CPU", "us"), Kind(scenario, "rate", "connections/s", "higher")
-    busy = Kind(scenario, "busy", "share of the core", "higher")
+    busy = Kind(scenario, "busy", "share", "higher")
 
     def run(stage: Stage) -> list[Measured]:
         proxy = stage.running
@@ -83,7 +83,7 @@ def _ml_kem() -> Scenario:
 def _requests() -> Scenario:
     scenario = "small request"
     cpu, rate = Kind(scenario, "CPU", "us"), Kind(scenario, "rate", "requests/s", "higher")
-    busy = Kind(scenario, "busy", "share of the core", "higher")
+    busy = Kind(scenario, "busy", "share", "higher")
 
     def run(stage: Stage) -> list[Measured]:
         port = stage.running.ecdsa.port
