@@ -71,6 +71,10 @@ bench: $(VENV)/.tested-with  ## Measure against nginx, hitch, HAProxy and stunne
 	$(BIN)/python -m bench --amount $(if $(QUICK),quick,full) $(if $(SYSTEMS),--systems $(SYSTEMS)) \
 	  $(if $(SCENARIOS),--scenarios '$(SCENARIOS)')
 
+.PHONY: publish
+publish: $(VENV)/.tested-with  ## Make a run the one that the documentation shows (RESULTS=bench/results/X.json)
+	$(BIN)/python -m bench.publish $(RESULTS)
+
 .PHONY: calls
 calls: $(VENV)/.tested-with  ## Count a relay's system calls, as root
 	$(BIN)/python -m bench.calls

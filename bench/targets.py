@@ -50,7 +50,8 @@ class Verdict:
             return "not measured"
         if self.met:
             return "met"
-        return f"missed by {100 * (self.got / self.target.most - 1):.2g} %"
+        over = 100 * (self.got / self.target.most - 1)
+        return f"missed by {over:.0f} %" if over >= 10 else f"missed by {over:.1f} %"
 
 
 PEERS: Final = ("nginx", "hitch", "haproxy", "stunnel")

@@ -6,4 +6,4 @@ extensions = ["myst_parser"]
 html_theme = "furo"
 html_title = "handfast"
 myst_heading_anchors = 3
-exclude_patterns = ["site"]
+exclude_patterns = ["site", "benchmarks"]
