@@ -153,7 +153,7 @@ def upload(port: int, size: int, streams: int, directory: Path) -> float:
         with part.open("wb") as file:
             file.truncate(size // streams)
     options = ["-H", "Expect:", "-T", str(part)]
-    return _curl(_url(port), streams, options, "size_upload", size)
+    return _curl(_url(port, "/sink/bulk"), streams, options, "size_upload", size)
 
 
 def _curl(url: str, streams: int, options: list[str], counted: str, size: int) -> float:
@@ -168,7 +168,7 @@ def _curl(url: str, streams: int, options: list[str], counted: str, size: int) -
     elapsed = time.monotonic() - began
     moved = 0
     for line in said.splitlines():
-        if match := re.fullmatch(r"20[06] (\d+)", line.strip()):
+        if match := re.fullmatch(r"20\d (\d+)", line.strip()):
             moved += int(match[1])
     if moved < size - streams:
         raise LoadError(f"curl moved {moved} of {size} bytes: {said[-300:]}")

@@ -222,6 +222,12 @@ http {{
     listen 127.0.0.1:{port} backlog=4096;
     location / {{ return 200 "{body}"; }}
     location = /bulk {{ alias {bulk}; }}
+    location /sink/ {{
+      dav_methods PUT;
+      root {directory};
+      client_body_temp_path {directory}/bodies;
+      client_body_buffer_size 256k;
+    }}
   }}
 }}
 """
@@ -233,11 +239,15 @@ BULK: Final = 1 << 30
 def target(directory: Path, core: int, descriptors: int) -> Iterator[int]:
     """Run the HTTP server behind every system on `core`; give its port.
 
-    It answers from memory, and `/bulk` from a sparse file; it reads bodies and forgets them.
+    It answers from memory, and `/bulk` from a sparse file. What is put to `/sink/` is written to a
+    file, since nginx reads a body that it throws away in pieces of 4 KB, which would choke a proxy.
     """
     (port,) = _free_ports(1)
     own = directory / "backend"
     own.mkdir()
+    for name in ("sink", "bodies"):
+        (own / name).mkdir()
+        (own / name).chmod(0o777)  # its worker leaves root behind
     bulk = directory / "bulk"
     with bulk.open("wb") as file:
         file.truncate(BULK)
