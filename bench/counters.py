@@ -22,7 +22,9 @@ from bench.installation import HANDFAST, LOG, Installation, installation
 Counts = dict[str, int]
 Read = Callable[[], Counts]
 """Gives how often each thing has happened so far."""
-_NOT_COUNTED: Final = {"clock_gettime", "getpid", "brk", "mmap", "munmap", "mremap", "madvise"}
+_CLOCKS: Final = {"clock_gettime", "gettimeofday", "time"}
+_MEMORY: Final = {"brk", "mmap", "munmap", "mremap", "madvise"}
+_NOT_COUNTED: Final = {*_CLOCKS, *_MEMORY, "getpid"}
 _CALL: Final = re.compile(r"(\w+)\(")
 _TIMEOUT: Final = re.compile(r"epoll_p?wait\(.*, \[\], .*, [1-9]\d*\) += 0")
 

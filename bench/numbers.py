@@ -41,11 +41,11 @@ def load(file: Path = FILE) -> Numbers:
     return Numbers(read["versions"], read["counts"])
 
 
-def save(numbers: Numbers, file: Path = FILE) -> None:
-    """Write the numbers."""
-    counts = {name: _shortest(count) for name, count in numbers.counts.items()}
+def text_of(numbers: Numbers) -> str:
+    """Give what the file is to have."""
+    counts = {name: _shortest(count) for name, count in sorted(numbers.counts.items())}
     text = {"versions": numbers.versions, "counts": counts}
-    file.write_text(json.dumps(text, indent=2) + "\n")
+    return json.dumps(text, indent=2) + "\n"
 
 
 def _shortest(count: float) -> float:
@@ -56,7 +56,7 @@ def _shortest(count: float) -> float:
 def merged(old: Numbers, new: Numbers, missing: tuple[str, ...]) -> Numbers:
     """Take the new numbers, and keep the old ones of the parts that could not be counted."""
     kept = {name: count for name, count in old.counts.items() if name.startswith(missing)}
-    return Numbers(new.versions, new.counts | kept)
+    return Numbers(old.versions | new.versions, new.counts | kept)
 
 
 def compare(numbers: Numbers, found: Numbers, missing: tuple[str, ...] = ()) -> Verdict:
@@ -102,7 +102,7 @@ def _listed(items: tuple[str, ...]) -> list[str]:
 def _other_versions(numbers: Numbers, found: Numbers) -> list[str]:
     """Tell what else may be the reason."""
     return [
-        f"The numbers were counted with {name} {version}, this with {found.versions.get(name)}."
+        f"The numbers were counted with {name} {version}, this with {found.versions[name]}."
         for name, version in numbers.versions.items()
-        if version != found.versions.get(name)
+        if found.versions.get(name, version) != version
     ]
