@@ -66,7 +66,7 @@ def installation(
         output = closing.enter_context((directory / "output").open("w"))
         process = subprocess.Popen(
             [sys.executable, *program, "serve", "-c", str(configuration)],
-            env={**os.environ, "PYTHONPATH": f"{systems.REPOSITORY}/src:{systems.REPOSITORY}"},
+            env=_environment(),
             pass_fds=[memory] if memory >= 0 else [],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -77,6 +77,12 @@ def installation(
         client = load.client(port, certificate)
         _wait_until_it_serves(process, client, directory / "output")
         yield Installation(client, _roles(process.pid), backend)
+
+
+def _environment() -> dict[str, str]:
+    """Give ours, but without what has Python measure coverage in all that is started."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    return kept | {"PYTHONPATH": f"{systems.REPOSITORY}/src:{systems.REPOSITORY}"}
 
 
 @contextmanager

@@ -86,10 +86,10 @@ def report(verdict: Verdict, numbers: Numbers, found: Numbers) -> str:
     """Tell the verdict, and what to do about it; empty when there is nothing to tell."""
     lines: list[str] = []
     if verdict.hints:
-        lines += ["handfast does less than its numbers say:", *_listed(verdict.hints)]
+        lines += ["handfast costs less than its numbers say:", *_listed(verdict.hints)]
         lines += [f"Tighten them: {WRITE}", ""]
     if verdict.failures:
-        lines += [f"handfast does more than {TOLERANCE:.0%} more than it did:"]
+        lines += [f"handfast costs more than its numbers allow, which is {TOLERANCE:.0%} more:"]
         lines += [*_listed(verdict.failures), *_other_versions(numbers, found)]
         lines += [f"If that is meant, take the new numbers, and tell in the commit why: {WRITE}"]
     return "\n".join(lines).rstrip("\n")
