@@ -25,7 +25,7 @@ run: $(BIN)/handfast  ## Start the proxy on its embedded default, and print a cu
 	@$(BIN)/handfast serve
 
 .PHONY: test
-test: lint docs unit kernel  ## Check, build and test everything
+test: lint docs costs unit kernel  ## Check, build and test everything
 
 .PHONY: lint
 lint: $(VENV)/.tested-with
@@ -65,6 +65,7 @@ kernel: $(VENV)/.tested-with  ## Test kernel TLS, on a kernel that is booted for
 	  --override-ini=timeout=300 $(IN_GUEST)
 	TEST_IN_MOTION=1 $(BIN)/python -m harness.guest pytest --color=no -p no:cacheprovider \
 	  --override-ini=timeout=300 tests/kernel/test_moving.py tests/unit/relay
+	$(BIN)/python -m harness.guest bench.costs --homes "kernel TLS" --units 3
 
 .PHONY: bench
 bench: $(VENV)/.tested-with  ## Measure against nginx, hitch, HAProxy and stunnel (half an hour; QUICK=1: 4 minutes)
@@ -75,9 +76,9 @@ bench: $(VENV)/.tested-with  ## Measure against nginx, hitch, HAProxy and stunne
 publish: $(VENV)/.tested-with  ## Make a run the one that the documentation shows (RESULTS=bench/results/X.json)
 	$(BIN)/python -m bench.publish $(RESULTS)
 
-.PHONY: calls
-calls: $(VENV)/.tested-with  ## Count a relay's system calls, as root
-	$(BIN)/python -m bench.calls
+.PHONY: costs
+costs: $(VENV)/.tested-with  ## Count system calls and instructions, and compare with bench/costs.json, as root
+	$(BIN)/python -m bench.costs
 
 .PHONY: upgrades
 upgrades: $(VENV)/.tested-with  ## Upgrade handfast under 10,000 connections, and tell what became of them
