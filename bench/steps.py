@@ -54,6 +54,7 @@ class Connection:
     def __init__(self, to: Client, settled: Callable[[], None]) -> None:
         self._settled = settled
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        assert to.context is not None
         self._tls = to.context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
         self._socket = socket.create_connection(("127.0.0.1", to.port), timeout=PATIENCE)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
