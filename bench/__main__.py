@@ -113,7 +113,7 @@ class Run:
 
     def scenario(self, scenario: Scenario, standing: dict[str, running.Running]) -> None:
         """Measure all rounds of a scenario, in turn A B C A B C."""
-        absent: set[str] = set()
+        absent: dict[str, str] = {}
         rounds = self.amount.fresh_rounds if scenario.fresh else self.amount.rounds
         began = time.monotonic()
         for _ in range(rounds):
@@ -123,17 +123,20 @@ class Run:
                 stage = Stage(system, self.site, self.amount, standing.get(system.name))
                 try:
                     for each in scenario.measure(stage):
-                        self._row(each.kind, each.at, system).rounds.append(each.value)
+                        self._row(each.kind, each.at, system.name).rounds.append(each.value)
                 except AbsentError as error:
-                    absent.add(system.name)
-                    for kind in scenario.kinds:
-                        self._row(kind, None, system, str(error))
+                    absent[system.name] = str(error)
+        for kind in scenario.kinds:
+            sizes = dict.fromkeys(at for key, at, _ in self.rows if key == kind) or [None]
+            for at in list(sizes):
+                for name, why in absent.items():
+                    self._row(kind, at, name, why)
         seconds = time.monotonic() - began
         print(f"bench: {scenario.name} ({seconds:.0f} s)", file=sys.stderr, flush=True)
 
-    def _row(self, kind: Kind, at: int | None, system: System, why: str = "") -> Row:
-        row = Row(kind.scenario, system.name, kind.figure, kind.unit, kind.better, at, why=why)
-        return self.rows.setdefault((kind, at, system.name), row)
+    def _row(self, kind: Kind, at: int | None, system: str, why: str = "") -> Row:
+        row = Row(kind.scenario, system, kind.figure, kind.unit, kind.better, at, why=why)
+        return self.rows.setdefault((kind, at, system), row)
 
 
 def run(systems: list[System], scenarios: list[Scenario], amount: Amount) -> Results:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 TICK: Final = 1 / os.sysconf("SC_CLK_TCK")
-QUIET: Final = 0.25
+QUIET: Final = 0.15
 """Seconds without a clock tick of CPU time after which a tree has finished its work."""
 
 

@@ -8,7 +8,7 @@ import time
 from typing import Final
 
 from bench import generators, load
-from bench.scenarios import Kind, Measured, Scenario, Stage
+from bench.scenarios import Kind, Measured, Scenario, Stage, worked
 from bench.systems import REPOSITORY
 
 _SCENARIO: Final = "handshake flood"
@@ -19,20 +19,19 @@ _ANSWERED: Final = Kind(_SCENARIO, "answered", "handshakes/s", "higher")
 PACE: Final = 800
 """Requests a second over the established connections."""
 _SETTLED: Final = 0.5
-"""Seconds after which a flood has filled every queue."""
+"""Seconds after which the connections are established, and a flood has filled every queue."""
 
 
 def _flood(stage: Stage) -> list[Measured]:
-    """Offer twice as many handshakes as the system has just shown that it can do."""
-    port, seconds = stage.running.ecdsa.port, stage.amount.seconds + 1
-    directory = stage.site.directory
-    with generators.paced(port, PACE, stage.amount.seconds, directory) as before:
-        pass
-    began = time.monotonic()
-    done = generators.handshakes(port, 1)
-    rate = 2 * done / (time.monotonic() - began)
+    """Offer twice as many handshakes as the core can do, by what one has just cost."""
+    proxy, seconds = stage.running, stage.amount.seconds + 1
+    port, directory = proxy.ecdsa.port, stage.site.directory
+    with generators.paced(port, PACE, seconds, directory) as before:
+        before.since = time.time() + _SETTLED
+    cost = worked(proxy, lambda: generators.handshakes(port, 1)).each
+    rate = 2e6 / cost
     with generators.paced(port, PACE, seconds, directory) as during:
-        time.sleep(_SETTLED)  # its connections are established before
+        time.sleep(_SETTLED)
         during.since = time.time() + _SETTLED
         flooding = seconds - 2 * _SETTLED
         said = subprocess.run(
