@@ -102,9 +102,13 @@ PICTURES: Final = (
         tuple(Panel(f"new connection, {kind}", "CPU", kind) for kind in CONNECTIONS),
     ),
     Picture(
-        "connection-rates",
-        "New connections per second, on one core",
-        tuple(Panel(f"new connection, {kind}", "rate", kind) for kind in CONNECTIONS),
+        # Not of full handshakes: there the load is slower than the fastest of the systems.
+        "rates",
+        "What one core can do in a second",
+        (
+            Panel("new connection, ECDSA, resumed", "rate", "Resumed connections"),
+            Panel("small request", "rate", "Small requests"),
+        ),
     ),
     Picture(
         "requests",
@@ -150,6 +154,11 @@ PICTURES: Final = (
             Panel("reload under load", "disturbed", "Disturbed by a reload"),
             Panel("upgrade with connections open", "kept", "Kept in an upgrade"),
             Panel("upgrade with connections open", "longest stall", "Standing still in an upgrade"),
+            Panel(
+                "upgrade with connections open",
+                "old processes after it",
+                "Old processes that go on after it",
+            ),
         ),
     ),
     Picture(
