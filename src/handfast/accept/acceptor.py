@@ -115,7 +115,8 @@ class Acceptor:
         if not self._open and not self._draining and not self._waiting:
             self._open = True
             for door in self._doors:
-                self.loop.add_reader(door.sock.fileno(), partial(self._accept, door))
+                accept = partial(self._accept, door, int(door.sock.family))
+                self.loop.add_reader(door.sock.fileno(), accept)
 
     def _pause(self) -> None:
         if self._open:
@@ -123,15 +124,18 @@ class Acceptor:
             for door in self._doors:
                 self.loop.remove_reader(door.sock.fileno())
 
-    def _accept(self, door: Door) -> None:
+    def _accept(self, door: Door, family: int) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
-                sock, address = door.sock.accept()
+                # What socket.accept calls. It then looks family and type up, and as enums, which
+                # takes as long as all the rest of it.
+                descriptor, address = door.sock._accept()  # type: ignore[attr-defined]
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 self._cannot_accept(error)
                 return
+            sock = socket.socket(family, socket.SOCK_STREAM, 0, descriptor)
             sock.setblocking(False)
             self.counters.accept(door.number)
             # A Unix socket's client has no address.
