@@ -25,6 +25,8 @@ Callback: TypeAlias = Callable[[], object]
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
 _EDGES: Final = select.EPOLLET
+MOST_EVENTS: Final = 64
+"""Descriptors of a turn at most; what is put off to the next one must not have to wait for long."""
 _TIMER_ROUNDING: Final = 0.001  # epoll_wait counts milliseconds
 
 
@@ -157,7 +159,7 @@ class Loop:
                 return
         gone, readers, writers = self._gone, self._readers, self._writers
         gone.clear()
-        events = self._epoll.poll(self._wait())
+        events = self._epoll.poll(self._wait(), MOST_EVENTS)
         self._now = time.monotonic()
         for descriptor, mask in events:
             # An error in one callback leaves the others of this turn to the next: epoll tells
