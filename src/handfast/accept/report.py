@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 def granted(log: Log, counters: Counters, attempt: Attempt, session: Session, now: float) -> None:
     """Tell of a handshake that gave a session, and of the certificate that the client showed."""
     door, peer = attempt.door, session.peer
-    version = VERSION_NAMES[session.version]
+    suite = session.suite
+    version = VERSION_NAMES[suite.version]
     seconds = now - attempt.started
-    kind = (version, session.suite.name, peer.group)
+    kind = (version, suite.name, peer.group)
     counters.grant(kind, resumed=peer.resumed, seconds=seconds)
     log.emit(
         Auth(
@@ -38,10 +39,10 @@ def granted(log: Log, counters: Counters, attempt: Attempt, session: Session, no
             sni=peer.sni,
             alpn=peer.alpn,
             tls_version=version,
-            ciphersuite=session.suite.name,
+            ciphersuite=suite.name,
             group=peer.group,
             resumed=peer.resumed,
-            duration_ms=round(seconds * 1000, 3),
+            duration_ms=int(seconds * 1_000_000) / 1000,
         )
     )
     if peer.certificates:

@@ -9,6 +9,9 @@ Several processes write to the same descriptor. To a file they append, to a pipe
 socket they send one such piece or line at a time, so their lines never mix. How each kind is kept
 from blocking is told in `sinks`.
 
+Events are put into words when they are written, many at a time: what that takes of the processor's
+caches is then loaded once for all of them, and not between two handshakes.
+
 The descriptor keeps its number for the life of the process. To rotate, the supervisor opens the
 sink again (`reopen`) and the others get the new descriptor by message (`replace`); both put it in
 the place of the old one by dup3(2), between two lines.
@@ -32,7 +35,7 @@ from handfast.observe.logfmt import LINE_MAX, Writer
 from handfast.observe.sinks import Daemon, Line, Origin, Output, Sink, sink_for
 
 FILE_WRITE_MAX: Final = 64 * 1024
-_FLUSH_AT: Final = 512  # lines, some 200 KB, should the event loop be late
+_FLUSH_AT: Final = 512  # lines, should the event loop be late
 _PATIENCE: Final = 0.1  # seconds that a flush waits for a reader that was keeping up so far
 
 
@@ -80,7 +83,7 @@ class Log:
         self._clock = clock
         self._origin = Origin(process_type, os.getpid(), worker_id)
         self._writer = Writer(process_type=process_type, pid=self._origin.pid, worker_id=worker_id)
-        self._lines: list[bytes] = []
+        self._pending: list[tuple[Event, float]] = []
         self._unreported = 0
         self._patience = _PATIENCE
         self._torn = False  # a line was, or may have been, written in part; end it before the next
@@ -151,11 +154,11 @@ class Log:
         level = event.level
         if level > self.level:
             return
-        lines = self._lines
-        lines.append(self._entry(event))
-        if self.on_pending is None or level <= Level.ERROR or len(lines) >= _FLUSH_AT:
+        pending = self._pending
+        pending.append((event, self._clock()))
+        if self.on_pending is None or level <= Level.ERROR or len(pending) >= _FLUSH_AT:
             self.flush()
-        elif len(lines) == 1:
+        elif len(pending) == 1:
             self.on_pending()
 
     def flush(self) -> None:
@@ -163,12 +166,13 @@ class Log:
 
         `on_lost` is called when there are losses to tell of, with a flush some time later.
         """
-        lines, self._lines = self._lines, []
+        pending, self._pending = self._pending, []
         reported = self._unreported if self.level >= LogDropped.LEVEL else 0
-        if not lines and not reported:
+        if not pending and not reported:
             return
         if reported:
-            lines.insert(0, self._entry(LogDropped(reported)))
+            pending.insert(0, (LogDropped(reported), self._clock()))
+        lines = [self._entry(event, at) for event, at in pending]
         written = self._write(lines)
         lost = len(lines) - written
         if reported and written:
@@ -195,12 +199,11 @@ class Log:
         if self._daemon is not None:
             self._size = 0  # each line by itself
 
-    def _entry(self, event: Event) -> bytes:
-        now = self._clock()
-        line = self._writer.line(event, now)
+    def _entry(self, event: Event, at: float) -> bytes:
+        line = self._writer.line(event, at)
         if self._daemon is None:
             return line
-        return self._daemon.datagram(Line(line[:-1], event, self._origin, now))
+        return self._daemon.datagram(Line(line[:-1], event, self._origin, at))
 
     def _write(self, lines: list[bytes]) -> int:
         """Write lines in order until one cannot be written; give how many were, whole."""

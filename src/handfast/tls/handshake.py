@@ -173,7 +173,9 @@ class FirstMessage:
                 break
             self._have += end - start - HEADER
             if self._need == 4 and self._have >= 4:
-                self._need += int.from_bytes(first_message(bytes(stream[:end]))[1:4], "big")
+                # Nearly always the message's own header is in the first record.
+                head = first_message(bytes(stream[:end])) if start else stream[HEADER : HEADER + 4]
+                self._need += int.from_bytes(head[1:4], "big")
             if self._need > MAX_HANDSHAKE:
                 raise _too_long(self._need)
         return True

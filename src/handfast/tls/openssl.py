@@ -24,12 +24,13 @@ from handfast.tls.alerts import Alert
 from handfast.tls.certificates import Credential, algorithms
 from handfast.tls.handshake import HandshakeError
 from handfast.tls.keys import SUITES, TLS12, TLS13
-from handfast.tls.openssl_callbacks import keep_secret, keep_verification
+from handfast.tls.openssl_callbacks import keep_verification
 from handfast.tls.openssl_handshake import (
     OpenSSLHandshake,
     Terms,
     reason_of,
 )
+from handfast.tls.openssl_library import keep_secrets
 from handfast.tls.selection import Selection
 from handfast.tls.session import Peer, Role
 
@@ -67,7 +68,7 @@ class OpenSSLEngine:
         self._alpn = tuple(name.encode("ascii") for name in alpn)
         self._suites = suites
         self._versions = _versions(versions, suites, post_quantum=post_quantum)
-        self._terms = Terms(role, bool(trusted), post_quantum)
+        self._terms = Terms(role, bool(trusted), post_quantum, bool(alpn))
         selection = self._selection = Selection(self._credentials) if credentials else None
         choices = selection.choices() if selection else {()}
         self._contexts = {choice: self._make(choice) for choice in choices}
@@ -85,7 +86,7 @@ class OpenSSLEngine:
         # Resumption is by tickets alone: no state that another acceptor would lack.
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_session_id(b"handfast")
-        context.set_keylog_callback(keep_secret)
+        keep_secrets(context)
         for place in choice:
             _use(context, self._credentials[place])
         self._trust(context)

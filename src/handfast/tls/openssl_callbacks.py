@@ -1,7 +1,7 @@
-"""What OpenSSL tells while a handshake is driven: lines of its key log, and refused certificates.
+"""What OpenSSL tells of the certificates that it refuses, while a handshake is driven.
 
-One handshake is driven at a time, so what lies in these two lists is that one's; whoever drives it
-clears them before.
+One handshake is driven at a time, so what lies in the list is that one's; whoever drives it clears
+it before.
 """
 
 from __future__ import annotations
@@ -10,18 +10,8 @@ from typing import Any, Final
 
 from OpenSSL import SSL, crypto
 
-SECRET_LABELS: Final = (b"CLIENT_TRAFFIC_SECRET_0 ", b"SERVER_TRAFFIC_SECRET_0 ")
-"""How the lines that are kept begin: by the client, by the server."""
-
-secret_lines: Final[list[bytes]] = []
 refused: Final[list[tuple[str, bytes]]] = []
 """Why, and the leaf (DER) when it was the one."""
-
-
-def keep_secret(_connection: SSL.Connection, line: bytes) -> None:
-    """Take a line of the key log."""
-    if line.startswith(SECRET_LABELS):
-        secret_lines.append(line)
 
 
 def keep_verification(

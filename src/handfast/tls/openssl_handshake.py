@@ -22,6 +22,7 @@ One handshake is driven at a time, so what OpenSSL tells by its callbacks belong
 
 from __future__ import annotations
 
+from binascii import unhexlify
 from contextlib import suppress
 from typing import Final, NoReturn
 
@@ -41,11 +42,10 @@ from handfast.tls.handshake import (
 )
 from handfast.tls.hello import first_message, parse_client_hello, parse_server_hello
 from handfast.tls.keys import IV_LENGTH, SUITES, TLS12, Suite, tls12_secrets, traffic_key
-from handfast.tls.openssl_callbacks import SECRET_LABELS, encoded, refused, secret_lines
+from handfast.tls.openssl_callbacks import encoded, refused
+from handfast.tls.openssl_library import SECRET_LABELS, drive, secret_lines, take_output
 from handfast.tls.record import ALERT, CHANGE_CIPHER_SPEC, HANDSHAKE
 from handfast.tls.session import Consumed, Direction, Peer, Role, Session
-
-_OUTPUT: Final = 1 << 14
 
 _BY_OPENSSL_NAME: Final = {suite.openssl_name: suite for suite in SUITES.values()}
 
@@ -65,6 +65,7 @@ class Terms(msgspec.Struct, frozen=True):
     role: Role
     verifies: bool
     post_quantum: bool
+    alpn: bool
 
 
 class OpenSSLHandshake:
@@ -124,12 +125,15 @@ class OpenSSLHandshake:
                 return self._drive(b"")
             if not pending or not self._first_is_whole():
                 return b""
-            output = self._take(self._first.end)
-        while not self.done:
+            del pending[: self._first.end]
+            output = self._drive(self.hello)
+        while pending and not self.done:
             end = self._next_end()
             if not end:
                 break
-            output += self._take(end)
+            records = bytes(pending[:end])
+            del pending[:end]
+            output += self._drive(records)
         if not self.done and self._received > MAX_HANDSHAKE:
             raise HandshakeError(
                 f"handshake of more than {MAX_HANDSHAKE} bytes",
@@ -169,11 +173,6 @@ class OpenSSLHandshake:
             end = record_end(pending, end)
         return end if end <= len(pending) else 0
 
-    def _take(self, end: int) -> bytes:
-        records = bytes(self._pending[:end])
-        del self._pending[:end]
-        return self._drive(records)
-
     def _drive(self, records: bytes) -> bytes:
         connection = self._connection
         if connection is None:
@@ -181,31 +180,16 @@ class OpenSSLHandshake:
         secret_lines.clear()
         refused.clear()
         try:
-            if records:
-                connection.bio_write(records)
-            connection.do_handshake()
-            self.done = True
-        except SSL.WantReadError:
-            pass
+            self.done = drive(connection, records)
         except HandshakeError as error:
-            error.output = self._read_output()
+            error.output = take_output(connection)
             raise
         except SSL.Error as error:
-            self._give_up(error)
+            self._give_up(connection, error)
         self._secrets += secret_lines
-        output = self._last_output = self._read_output()
+        output = self._last_output = take_output(connection)
         if output and connection.get_protocol_version() == TLS12:
             self._scan_12(output)
-        return output
-
-    def _read_output(self) -> bytes:
-        output = piece = b""
-        try:
-            while self._connection is not None and len(piece) in (0, _OUTPUT):
-                piece = self._connection.bio_read(_OUTPUT)
-                output += piece
-        except SSL.WantReadError:
-            pass  # there is no more
         return output
 
     def _scan_12(self, output: bytes) -> None:
@@ -221,9 +205,9 @@ class OpenSSLHandshake:
         # An abbreviated handshake is the one in which the server's Finished comes first.
         self._resumed_12 = keyed and self.done == (self._terms.role is Role.CLIENT)
 
-    def _give_up(self, error: SSL.Error) -> NoReturn:
+    def _give_up(self, connection: SSL.Connection, error: SSL.Error) -> NoReturn:
         self._secrets += secret_lines
-        output = self._read_output()
+        output = take_output(connection)
         verification, leaf = refused[-1] if refused else ("", b"")
         # The cause of a forged certificate is deep in OpenSSL, and its name says nothing of that.
         cause = reason = "certificate verify failed" if verification else reason_of(error)
@@ -269,7 +253,7 @@ class OpenSSLHandshake:
         label = SECRET_LABELS[server]
         for line in self._secrets:
             if line.startswith(label):
-                return bytes.fromhex(line.rpartition(b" ")[2].decode("ascii"))
+                return unhexlify(line[line.rindex(b" ") + 1 :])
         return b""
 
     def chain(self) -> tuple[bytes, ...]:
@@ -284,8 +268,10 @@ class OpenSSLHandshake:
             raise Consumed
         if not self.done or suite is None:
             raise HandfastBug("the handshake is not done")
-        directions = self._directions(connection, suite)
-        read, write = directions if self._terms.role is Role.SERVER else directions[::-1]
+        tickets = self._tickets(suite)
+        read, write = self._directions(connection, suite, tickets)
+        if self._terms.role is not Role.SERVER:
+            read, write = write, read
         self._connection = None
         self._secrets = []
         return Session(
@@ -293,11 +279,19 @@ class OpenSSLHandshake:
             suite.code,
             read,
             write,
-            self._peer(connection, suite),
+            self._peer(connection, suite, tickets),
             bytes(self._pending),
         )
 
-    def _directions(self, connection: SSL.Connection, suite: Suite) -> tuple[Direction, Direction]:
+    def _tickets(self, suite: Suite) -> int:
+        """Count the session tickets that a server of TLS 1.3 has sent: the records of its last."""
+        if suite.version == TLS12 or self._terms.role is not Role.SERVER:
+            return 0
+        return _count_records(self._last_output)
+
+    def _directions(
+        self, connection: SSL.Connection, suite: Suite, tickets: int
+    ) -> tuple[Direction, Direction]:
         """Give the client's and the server's direction."""
         if suite.version == TLS12:
             client_random, server_random = connection.client_random(), connection.server_random()
@@ -311,18 +305,18 @@ class OpenSSLHandshake:
                 Direction(bytearray(client), 1, nonces[0]),
                 Direction(bytearray(server), 1, nonces[1]),
             )
-        tickets = _count_records(self._last_output) if self._terms.role is Role.SERVER else 0
-        of_client, of_server = (bytearray(self._secret(server=each)) for each in (False, True))
-        return Direction(of_client), Direction(of_server, tickets)
+        of_client, of_server = self._secret(server=False), self._secret(server=True)
+        return Direction(bytearray(of_client)), Direction(bytearray(of_server), tickets)
 
-    def _peer(self, connection: SSL.Connection, suite: Suite) -> Peer:
+    def _peer(self, connection: SSL.Connection, suite: Suite, tickets: int) -> Peer:
+        alpn = connection.get_alpn_proto_negotiated() if self._terms.alpn else b""
         return Peer(
             self._who.address,
             self._who.port,
             self._server_name(connection).decode("ascii", "backslashreplace"),
-            connection.get_alpn_proto_negotiated().decode("ascii", "backslashreplace"),
+            alpn.decode("ascii", "backslashreplace"),
             connection.get_group_name() or "",
-            self._resumed(suite),
+            self._resumed(suite, tickets),
             self._certificates(connection) if self._terms.verifies else (),
             *_shown(connection),
         )
@@ -334,12 +328,12 @@ class OpenSSLHandshake:
                 return parse_client_hello(first_message(self.hello)).sni
         return connection.get_servername() or b""
 
-    def _resumed(self, suite: Suite) -> bool:
+    def _resumed(self, suite: Suite, tickets: int) -> bool:
         if suite.version == TLS12:
             return self._resumed_12
         # A ticket goes with every handshake, and OpenSSL sends two of them but for a resumption.
         if self._terms.role is Role.SERVER:
-            return _count_records(self._last_output) == 1
+            return tickets == 1
         try:
             return parse_server_hello(first_message(self.hello)).resumed
         except PeerError:

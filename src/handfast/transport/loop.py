@@ -25,6 +25,8 @@ Callback: TypeAlias = Callable[[], object]
 _READ: Final = select.EPOLLIN
 _WRITE: Final = select.EPOLLOUT
 _EDGES: Final = select.EPOLLET
+MOST_EVENTS: Final = 64
+"""Descriptors of a turn at most; what is put off to the next one must not have to wait for long."""
 _TIMER_ROUNDING: Final = 0.001  # epoll_wait counts milliseconds
 
 
@@ -66,17 +68,21 @@ class Loop:
 
     def add_reader(self, descriptor: int, callback: Callback) -> None:
         """Call back while the descriptor is readable, at its end, or in error."""
-        known = descriptor in self._readers
+        if descriptor not in self._readers:
+            if descriptor in self._writers:
+                self._modify(descriptor, _READ | _WRITE)
+            else:
+                self._epoll.register(descriptor, _READ)
         self._readers[descriptor] = callback
-        if not known:
-            self._watch(descriptor, _READ, other=descriptor in self._writers)
 
     def add_writer(self, descriptor: int, callback: Callback) -> None:
         """Call back while the descriptor is writable or in error."""
-        known = descriptor in self._writers
+        if descriptor not in self._writers:
+            if descriptor in self._readers:
+                self._modify(descriptor, _READ | _WRITE)
+            else:
+                self._epoll.register(descriptor, _WRITE)
         self._writers[descriptor] = callback
-        if not known:
-            self._watch(descriptor, _WRITE, other=descriptor in self._readers)
 
     def remove_reader(self, descriptor: int) -> None:
         """Call the reader back no more; nothing happens when there is none."""
@@ -87,12 +93,6 @@ class Loop:
         """Call the writer back no more; nothing happens when there is none."""
         if self._writers.pop(descriptor, None) is not None:
             self._unwatch(descriptor, _READ, other=descriptor in self._readers)
-
-    def _watch(self, descriptor: int, mask: int, *, other: bool) -> None:
-        if other:
-            self._modify(descriptor, _READ | _WRITE)
-        else:
-            self._epoll.register(descriptor, mask)
 
     def _unwatch(self, descriptor: int, rest: int, *, other: bool) -> None:
         if other:
@@ -159,7 +159,7 @@ class Loop:
                 return
         gone, readers, writers = self._gone, self._readers, self._writers
         gone.clear()
-        events = self._epoll.poll(self._wait())
+        events = self._epoll.poll(self._wait(), MOST_EVENTS)
         self._now = time.monotonic()
         for descriptor, mask in events:
             # An error in one callback leaves the others of this turn to the next: epoll tells

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ class Staged:
 
     def end(self) -> None:
         self.ended = True
+        self.loop.stop()
 
     def close(self) -> None:
         self._writer.close()
@@ -57,9 +59,34 @@ def test_a_connection_that_is_too_long_to_be_handed_over_is_closed_and_told(
 
     staged.acceptor.hand_over(Handover(0, 1, 0.0, through), ours)
     staged.acceptor.drain()
+    staged.loop.run()
 
     client.settimeout(5)
     assert client.recv(1) == b""
     assert "cannot be handed over" in staged.log.read_text()
     assert staged.ended
     client.close()
+
+
+def test_what_leaves_in_one_turn_leaves_at_its_end_in_order_and_an_acceptor_that_drains_waits(
+    staged: Staged,
+) -> None:
+    pairs = [socket.socketpair() for _ in range(3)]
+    for number, (_, ours) in enumerate(pairs):
+        through = Passthrough(Peer("192.0.2.1", number), b"")
+        staged.acceptor.hand_over(Handover(0, 1, 0.0, through), ours)
+    staged.acceptor.drain()
+    early = channel.receive(staged.receiver), staged.ended
+
+    staged.loop.run()
+
+    assert early == (None, False)
+    ports = []
+    while received := channel.receive(staged.receiver):
+        ports.append(received[0].session.peer.port)
+        os.close(received[1][0])
+    assert ports == [0, 1, 2]
+    assert staged.ended
+    for client, _ in pairs:
+        assert client.recv(1) == b""
+        client.close()
