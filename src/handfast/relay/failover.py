@@ -26,7 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-from handfast.config import HandoffAddress, UnixAddress
+from handfast.config import TcpAddress, UnixAddress
 from handfast.errors import BackendError
 from handfast.relay.dial import Dial
 from handfast.relay.question import Opened
@@ -62,6 +62,7 @@ class Failover:
         "_pool",
         "_resolver",
         "_tried",
+        "_waiting",
         "bucket",
         "target",
         "until",
@@ -92,8 +93,9 @@ class Failover:
         self._tried: list[TargetState] = []
         self._dial: Dial | None = None
         self._over = False
-        self._error = BackendError("every target is at its limit of connections")
+        self._error: BackendError | None = None
         self._holds = False
+        self._waiting = False
 
     def start(self) -> None:
         """Make for the first target."""
@@ -101,7 +103,7 @@ class Failover:
 
     def retry(self, error: BackendError) -> None:
         """Give the target at hand up, because of this, and make for another."""
-        self._deadlines.drop(self)
+        self._stop_waiting()
         self._dial = None
         if not error.ours:
             self.target.failed(error)
@@ -113,7 +115,7 @@ class Failover:
     def cancel(self) -> None:
         """Give everything up."""
         self._over = True
-        self._deadlines.drop(self)
+        self._stop_waiting()
         if self._dial is not None:
             self._dial.cancel()
         if self._holds:
@@ -132,20 +134,28 @@ class Failover:
         target = self._pool.pick(self._tried) if now < self._end else None
         if target is None:
             self._over = True
-            self._failed(self._error)
+            full = "every target is at its limit of connections"
+            self._failed(self._error or BackendError(full))
             return
         self.target = target
         self._holds = True
         left = len(self._pool) - len(self._tried)
         self._tried.append(target)
         self.until = now + (self._end - now) / left
-        self._deadlines.set(self, self.until)
-        if isinstance(target.address, UnixAddress):
-            self._resolver.connect(target.address, partial(self._connected_to, target))
-        elif isinstance(target.address, HandoffAddress):
-            self._resolver.open(target.address, partial(self._opened, target))
-        else:
+        self._waiting = True
+        if isinstance(target.address, TcpAddress):
             self._resolver.resolve(target.address, partial(self._resolved, target))
+        elif isinstance(target.address, UnixAddress):
+            self._resolver.connect(target.address, partial(self._connected_to, target))
+        else:
+            self._resolver.open(target.address, partial(self._opened, target))
+        if self._waiting:  # else it was quick, as it mostly is on the same machine
+            self._deadlines.set(self, self.until)
+
+    def _stop_waiting(self) -> None:
+        self._waiting = False
+        if self.bucket:
+            self._deadlines.drop(self)
 
     def _release(self) -> None:
         self._holds = False
@@ -184,5 +194,5 @@ class Failover:
 
     def _dialled(self, sock: socket.socket, address: Any) -> None:
         self._dial = None
-        self._deadlines.drop(self)
+        self._stop_waiting()
         self._connected(sock, address)
