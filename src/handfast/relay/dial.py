@@ -28,9 +28,23 @@ class Dial:
 
     Ends with exactly one call, of `connected` with a non-blocking socket that the callee owns and
     the endpoint's address, or of `failed`; with none after `cancel`.
+
+    When it is `eager`, the caller has something to send at once, and the target learns of the
+    connection with that: our acknowledgement of its own waits for company (tcp(7), TCP_QUICKACK).
+    That is one segment less, 5 us of the kernel's time; should nothing be sent after all, it waits
+    0.2 s.
     """
 
-    __slots__ = ("_attempts", "_connected", "_endpoints", "_error", "_failed", "_loop", "_timer")
+    __slots__ = (
+        "_attempts",
+        "_connected",
+        "_eager",
+        "_endpoints",
+        "_error",
+        "_failed",
+        "_loop",
+        "_timer",
+    )
 
     def __init__(
         self,
@@ -38,7 +52,10 @@ class Dial:
         endpoints: list[Endpoint],
         connected: Callable[[socket.socket, Any], None],
         failed: Callable[[BackendError], None],
+        *,
+        eager: bool = False,
     ) -> None:
+        self._eager = eager
         self._loop = loop
         self._endpoints = endpoints[::-1]
         self._connected = connected
@@ -67,6 +84,8 @@ class Dial:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._eager:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
             code = sock.connect_ex(address)  # nearly always EINPROGRESS: no exception for that
             if code not in _UNDER_WAY:
                 raise OSError(code, os.strerror(code))

@@ -5,7 +5,7 @@ What fails after bytes have flowed is not tried again, for nobody knows what the
 
 The interface, for the connection that wants a target:
 
-    failover = Failover(pool, resolver, deadlines, loop, timeout, connected, failed)
+    failover = Failover(pool, resolver, deadlines, loop, timeout, connected, failed, eager=eager)
     failover.start()
 
 Then comes `connected(sock, address)`, maybe before `start` returns, and the connection
@@ -45,7 +45,8 @@ class Failover:
     `connected` gets a non-blocking socket, which is then the callee's, and what the log calls the
     target: a tuple that begins with IP address and port, or with the path of a Unix socket and 0.
     That of an application goes on with what the resolver says of its socket (`question.Opened`).
-    `until` is when the time of the target at hand is over, by the loop's clock.
+    `until` is when the time of the target at hand is over, by the loop's clock. `eager` tells that
+    there is something to send at once; with TLS there always is.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Failover:
         "_connected",
         "_deadlines",
         "_dial",
+        "_eager",
         "_end",
         "_error",
         "_failed",
@@ -79,7 +81,10 @@ class Failover:
         timeout: float,
         connected: Connected,
         failed: Failed,
+        *,
+        eager: bool = False,
     ) -> None:
+        self._eager = eager
         self.bucket = 0
         self.until = 0.0
         self._pool = pool
@@ -170,7 +175,8 @@ class Failover:
         if isinstance(answer, BackendError):
             self.retry(answer)
             return
-        self._dial = Dial(self._loop, answer, self._dialled, self.retry)
+        eager = self._eager or target.tls is not None
+        self._dial = Dial(self._loop, answer, self._dialled, self.retry, eager=eager)
         self._dial.start()
 
     def _connected_to(self, target: TargetState, answer: socket.socket | BackendError) -> None:

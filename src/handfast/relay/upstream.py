@@ -76,6 +76,8 @@ class Upstream:
         facts: Facts | None,
     ) -> None:
         relay = connection.relay
+        reader = connection.to_target.reader
+        unread = reader.unread if reader is not None else early
         self.bucket = 0
         self._connection = connection
         self._header = header
@@ -94,6 +96,7 @@ class Upstream:
             relay.timeouts.connect,
             self._connected,
             self._failed,
+            eager=bool(header or unread),
         )
 
     def start(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import socket
-import struct
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from handfast.relay.failover import Failover
 from handfast.relay.pump import Flow
 from handfast.relay.upstream import Upstream
 from harness.homes import IN_KERNEL
+from harness.streams import segments
 from unit.relay.relaying import listener_of, listening, plan_of, relaying, service_of
 
 
@@ -50,12 +50,6 @@ def test_an_end_for_which_there_is_no_room_is_sent_when_there_is() -> None:
         assert client.end.reader.closed
         assert not front.connections
         assert "error_msg" not in front.event(subevent="client_disconnect")
-
-
-def segments(sock: socket.socket) -> int:
-    """The TCP segments that a socket has received."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
-    return int(struct.unpack_from("I", info, 140)[0])  # tcpi_segs_in, see linux/tcp.h
 
 
 @pytest.mark.skipif(IN_KERNEL, reason="the kernel sends its records by itself")
