@@ -221,8 +221,11 @@ class Column:
         listener = _LISTENERS + place % (1 << _FIRST)
         cells[listener] = cells[listener] + change & _CELL
         if not place & _NO_SOURCE:
-            for row in _rows(place):
-                cells[_SOURCES + row] = cells[_SOURCES + row] + change & _CELL
+            first, second = _rows(place)
+            first += _SOURCES
+            second += _SOURCES
+            cells[first] = cells[first] + change & _CELL
+            cells[second] = cells[second] + change & _CELL
 
 
 def _rows(place: int) -> tuple[int, int]:

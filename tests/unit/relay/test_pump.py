@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from handfast.relay.connection import Connection
 from handfast.relay.failover import Failover
 from handfast.relay.pump import Flow
 from handfast.relay.upstream import Upstream
@@ -67,7 +68,7 @@ def test_close_notify_and_fin_go_in_one_segment() -> None:
         assert segments(client.sock) == before + 1
 
 
-def test_a_connection_that_has_ended_leaves_nothing_to_the_garbage_collector() -> None:
+def test_a_connection_that_has_ended_leaves_nothing_behind() -> None:
     gc.collect()
     gc.disable()
     try:
@@ -79,7 +80,9 @@ def test_a_connection_that_has_ended_leaves_nothing_to_the_garbage_collector() -
             target.finish()
             client.wait_for_the_end()
             left = [
-                each for each in gc.get_objects() if isinstance(each, Flow | Upstream | Failover)
+                each
+                for each in gc.get_objects()
+                if isinstance(each, Connection | Flow | Upstream | Failover)
             ]
 
             assert not left
