@@ -246,4 +246,6 @@ def _network(address: str, v4_bits: int, v6_bits: int) -> bytes:
         if packed.startswith(_MAPPED):
             packed = packed[12:]
     spare = 32 - v4_bits if len(packed) == 4 else 128 - v6_bits
-    return (int.from_bytes(packed, "big") >> max(0, spare)).to_bytes(len(packed), "big")
+    if spare <= 0:
+        return packed
+    return (int.from_bytes(packed, "big") >> spare).to_bytes(len(packed), "big")
