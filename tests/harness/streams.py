@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,12 @@ def random_bytes(count: int) -> bytes:
     """Give bytes that look alike nowhere within a megabyte."""
     block = os.urandom(min(count, 1 << 20))
     return (block * -(-count // len(block)))[:count]
+
+
+def segments(sock: socket.socket) -> int:
+    """The TCP segments that a socket has received."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 144)
+    return int(struct.unpack_from("I", info, 140)[0])  # tcpi_segs_in, see linux/tcp.h
 
 
 class Exchange:

@@ -206,7 +206,8 @@ class Connection:
         self.state = after(self.state, Event.CLIENT_CLOSED if of_client else Event.SERVER_CLOSED)
         # From now on it counts as half-closed: the end is the last that was heard of that side.
         self.touched = self.relay.loop.time()
-        self.watch()
+        if self.state is not State.CLOSED:  # else that was so before, and the limit is the same
+            self.watch()
         if flow.pending is None:
             self.pass_on(flow)
 

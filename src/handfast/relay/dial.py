@@ -19,6 +19,7 @@ from handfast.relay.resolver import Endpoint
 from handfast.transport.loop import Loop, Timer
 
 ATTEMPT_DELAY: Final = 0.25
+_UNDER_WAY: Final = {0, errno.EINPROGRESS}
 _EXHAUSTED: Final = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 
 
@@ -27,9 +28,23 @@ class Dial:
 
     Ends with exactly one call, of `connected` with a non-blocking socket that the callee owns and
     the endpoint's address, or of `failed`; with none after `cancel`.
+
+    When it is `eager`, the caller has something to send at once, and the target learns of the
+    connection with that: our acknowledgement of its own waits for company (tcp(7), TCP_QUICKACK).
+    That is one segment less, 5 us of the kernel's time; should nothing be sent after all, it waits
+    0.2 s.
     """
 
-    __slots__ = ("_attempts", "_connected", "_endpoints", "_error", "_failed", "_loop", "_timer")
+    __slots__ = (
+        "_attempts",
+        "_connected",
+        "_eager",
+        "_endpoints",
+        "_error",
+        "_failed",
+        "_loop",
+        "_timer",
+    )
 
     def __init__(
         self,
@@ -37,14 +52,17 @@ class Dial:
         endpoints: list[Endpoint],
         connected: Callable[[socket.socket, Any], None],
         failed: Callable[[BackendError], None],
+        *,
+        eager: bool = False,
     ) -> None:
+        self._eager = eager
         self._loop = loop
         self._endpoints = endpoints[::-1]
         self._connected = connected
         self._failed = failed
         self._attempts: dict[int, tuple[socket.socket, Any]] = {}
         self._timer: Timer | None = None
-        self._error = BackendError("the target has no address")
+        self._error: BackendError | None = None
 
     def start(self) -> None:
         """Start the next attempt, and the clock for the one behind it."""
@@ -60,26 +78,26 @@ class Dial:
                 self._timer = self._loop.call_later(ATTEMPT_DELAY, self.start)
             return
         if not self._attempts:
-            self._failed(self._error)
+            self._failed(self._error or BackendError("the target has no address"))
 
     def _attempt(self, family: int, address: Any) -> None:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.connect(address)
-        except BlockingIOError as error:
-            if error.errno != errno.EINPROGRESS:  # EAGAIN: no local port is free
-                sock.close()
-                raise
-            if not _is_connected(sock):
-                descriptor = sock.fileno()
-                self._attempts[descriptor] = (sock, address)
-                self._loop.add_writer(descriptor, partial(self._writable, descriptor))
-                return
+            if self._eager:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            code = sock.connect_ex(address)  # nearly always EINPROGRESS: no exception for that
+            if code not in _UNDER_WAY:
+                raise OSError(code, os.strerror(code))
         except OSError:
             sock.close()
             raise
-        self._win(sock, address)
+        if code and not _is_connected(sock):
+            descriptor = sock.fileno()
+            self._attempts[descriptor] = (sock, address)
+            self._loop.add_writer(descriptor, partial(self._writable, descriptor))
+        else:
+            self._win(sock, address)
 
     def _writable(self, descriptor: int) -> None:
         sock, address = self._attempts.pop(descriptor)

@@ -5,7 +5,7 @@ What fails after bytes have flowed is not tried again, for nobody knows what the
 
 The interface, for the connection that wants a target:
 
-    failover = Failover(pool, resolver, deadlines, loop, timeout, connected, failed)
+    failover = Failover(pool, resolver, deadlines, loop, timeout, connected, failed, eager=eager)
     failover.start()
 
 Then comes `connected(sock, address)`, maybe before `start` returns, and the connection
@@ -26,7 +26,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-from handfast.config import HandoffAddress, UnixAddress
+from handfast.config import TcpAddress, UnixAddress
 from handfast.errors import BackendError
 from handfast.relay.dial import Dial
 from handfast.relay.question import Opened
@@ -45,7 +45,8 @@ class Failover:
     `connected` gets a non-blocking socket, which is then the callee's, and what the log calls the
     target: a tuple that begins with IP address and port, or with the path of a Unix socket and 0.
     That of an application goes on with what the resolver says of its socket (`question.Opened`).
-    `until` is when the time of the target at hand is over, by the loop's clock.
+    `until` is when the time of the target at hand is over, by the loop's clock. `eager` tells that
+    there is something to send at once; with TLS there always is.
     """
 
     __slots__ = (
@@ -53,6 +54,7 @@ class Failover:
         "_connected",
         "_deadlines",
         "_dial",
+        "_eager",
         "_end",
         "_error",
         "_failed",
@@ -62,6 +64,7 @@ class Failover:
         "_pool",
         "_resolver",
         "_tried",
+        "_waiting",
         "bucket",
         "target",
         "until",
@@ -78,7 +81,10 @@ class Failover:
         timeout: float,
         connected: Connected,
         failed: Failed,
+        *,
+        eager: bool = False,
     ) -> None:
+        self._eager = eager
         self.bucket = 0
         self.until = 0.0
         self._pool = pool
@@ -92,8 +98,9 @@ class Failover:
         self._tried: list[TargetState] = []
         self._dial: Dial | None = None
         self._over = False
-        self._error = BackendError("every target is at its limit of connections")
+        self._error: BackendError | None = None
         self._holds = False
+        self._waiting = False
 
     def start(self) -> None:
         """Make for the first target."""
@@ -101,7 +108,7 @@ class Failover:
 
     def retry(self, error: BackendError) -> None:
         """Give the target at hand up, because of this, and make for another."""
-        self._deadlines.drop(self)
+        self._stop_waiting()
         self._dial = None
         if not error.ours:
             self.target.failed(error)
@@ -113,7 +120,7 @@ class Failover:
     def cancel(self) -> None:
         """Give everything up."""
         self._over = True
-        self._deadlines.drop(self)
+        self._stop_waiting()
         if self._dial is not None:
             self._dial.cancel()
         if self._holds:
@@ -132,20 +139,28 @@ class Failover:
         target = self._pool.pick(self._tried) if now < self._end else None
         if target is None:
             self._over = True
-            self._failed(self._error)
+            full = "every target is at its limit of connections"
+            self._failed(self._error or BackendError(full))
             return
         self.target = target
         self._holds = True
         left = len(self._pool) - len(self._tried)
         self._tried.append(target)
         self.until = now + (self._end - now) / left
-        self._deadlines.set(self, self.until)
-        if isinstance(target.address, UnixAddress):
-            self._resolver.connect(target.address, partial(self._connected_to, target))
-        elif isinstance(target.address, HandoffAddress):
-            self._resolver.open(target.address, partial(self._opened, target))
-        else:
+        self._waiting = True
+        if isinstance(target.address, TcpAddress):
             self._resolver.resolve(target.address, partial(self._resolved, target))
+        elif isinstance(target.address, UnixAddress):
+            self._resolver.connect(target.address, partial(self._connected_to, target))
+        else:
+            self._resolver.open(target.address, partial(self._opened, target))
+        if self._waiting:  # else it was quick, as it mostly is on the same machine
+            self._deadlines.set(self, self.until)
+
+    def _stop_waiting(self) -> None:
+        self._waiting = False
+        if self.bucket:
+            self._deadlines.drop(self)
 
     def _release(self) -> None:
         self._holds = False
@@ -160,7 +175,8 @@ class Failover:
         if isinstance(answer, BackendError):
             self.retry(answer)
             return
-        self._dial = Dial(self._loop, answer, self._dialled, self.retry)
+        eager = self._eager or target.tls is not None
+        self._dial = Dial(self._loop, answer, self._dialled, self.retry, eager=eager)
         self._dial.start()
 
     def _connected_to(self, target: TargetState, answer: socket.socket | BackendError) -> None:
@@ -184,5 +200,5 @@ class Failover:
 
     def _dialled(self, sock: socket.socket, address: Any) -> None:
         self._dial = None
-        self._deadlines.drop(self)
+        self._stop_waiting()
         self._connected(sock, address)

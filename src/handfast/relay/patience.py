@@ -16,10 +16,8 @@ def deadline(timeouts: Timeouts, state: State, accepted: float, touched: float) 
     All times are by one clock, in seconds. Once one side has ended, `half_closed` is the limit.
     """
     quiet = _quiet(timeouts, state)
-    return min(
-        touched + quiet if quiet else NEVER,
-        accepted + timeouts.lifetime if timeouts.lifetime else NEVER,
-    )
+    when = touched + quiet if quiet else NEVER
+    return min(when, accepted + timeouts.lifetime) if timeouts.lifetime else when
 
 
 def overdue(timeouts: Timeouts, state: State, accepted: float, touched: float, now: float) -> str:

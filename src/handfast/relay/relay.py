@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -26,7 +26,6 @@ from handfast.relay.plan import Plan
 from handfast.relay.removal import Removal
 from handfast.relay.resolver import Resolver
 from handfast.relay.review import Review
-from handfast.relay.state import State
 from handfast.relay.targets import Targets
 from handfast.relay.transfer import carried, take
 from handfast.tls.alerts import Alert
@@ -82,7 +81,7 @@ class Relay:
         self.chunk: Final = self.buffer[:READ_SIZE]
         self.connections: Final[set[Connection]] = set()
         self.pipes: Final = Pipes(ceiling())
-        self._warm: deque[Connection] = deque()
+        self._warm: OrderedDict[Connection, None] = OrderedDict()  # the longest so first
         self._bytes = [0, 0]  # of connections that have ended: from clients, and to them
         self.column: Final = column
         self._draining = False
@@ -168,16 +167,15 @@ class Relay:
         """
         connection.warm = True
         warm = self._warm
-        warm.append(connection)
+        warm[connection] = None
         for _ in range(2):
             if len(warm) <= WARM_LIMIT:
                 return
-            oldest = warm.popleft()
-            if oldest.state is State.CLOSED:
-                continue
+            oldest = next(iter(warm))
             if connection.touched - oldest.touched < WARM_SECONDS:
-                warm.append(oldest)
+                warm.move_to_end(oldest)
             else:
+                del warm[oldest]
                 oldest.park()
 
     def forget(self, connection: Connection) -> None:
@@ -199,6 +197,7 @@ class Relay:
         self._bytes[0] += bytes_in
         self._bytes[1] += bytes_out
         self.connections.discard(connection)
+        self._warm.pop(connection, None)
 
     def is_done(self) -> bool:
         """Tell whether the relay takes nothing in any more and has no connection left."""

@@ -313,9 +313,9 @@ class ToKernel(_Splicing):
         self.outlet.account(count)
         self._pour(pipe)
 
-    def _send(self, data: memoryview) -> bool:
+    def _send(self, data: memoryview, flags: int = 0) -> bool:
         self.outlet.account(len(data))
-        return super()._send(data)
+        return super()._send(data, flags)
 
     def _writable(self) -> None:
         self.outlet.account(0)  # what was cut in two makes one more record

@@ -19,6 +19,9 @@ from handfast.errors import HandfastBug
 class State(Enum):
     """Where a connection is."""
 
+    # Each member is there once; Enum's own hash is a function of Python's.
+    __hash__ = object.__hash__
+
     CLIENT_CONNECTED = "client_connected"
     SERVER_CONNECTING = "server_connecting"
     READY = "ready"
@@ -29,6 +32,8 @@ class State(Enum):
 
 class Event(Enum):
     """What can happen to it."""
+
+    __hash__ = object.__hash__
 
     DIALLED = "dialled"
     CONNECTED = "connected"

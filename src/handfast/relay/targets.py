@@ -13,6 +13,7 @@ the number of relays: then it is one connection for each relay.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from itertools import chain
 from typing import Final, TypeAlias
 
 import msgspec
@@ -126,33 +127,27 @@ class Pool:
 
         None when there is no such target below its limit.
         """
-        open_ = [
-            index
-            for index in self._round()
-            if self._has_room(index) and self._members[index][0] not in tried
-        ]
-        if not open_:
-            return None
-        ready = [index for index in open_ if self._members[index][0].ready()]
-        if not ready:
-            index = min(open_, key=lambda each: self._members[each][0].failed_at)
-        elif self._least:
-            index = min(ready, key=lambda each: self._members[each][0].active)
-        else:
-            index = ready[0]
-        self._turn = index + 1
-        target = self._members[index][0]
-        target.take()
-        return target
+        best: TargetState | None = None
+        is_ready = False
+        for index in self._round():
+            target, share = self._members[index]
+            if (share and target.active >= share) or target in tried:
+                continue
+            if target.ready():
+                if not is_ready or best is None or target.active < best.active:
+                    best, is_ready, turn = target, True, index
+                if not self._least:
+                    break
+            elif not is_ready and (best is None or target.failed_at < best.failed_at):
+                best, turn = target, index
+        if best is not None:
+            self._turn = turn + 1
+            best.take()
+        return best
 
     def _round(self) -> Iterable[int]:
         """Give all indices, beginning with the one whose turn it is."""
-        count = len(self._members)
-        return ((self._turn + step) % count for step in range(count))
-
-    def _has_room(self, index: int) -> bool:
-        target, share = self._members[index]
-        return not share or target.active < share
+        return chain(range(self._turn, len(self._members)), range(self._turn))
 
 
 class Targets:

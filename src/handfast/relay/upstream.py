@@ -76,6 +76,8 @@ class Upstream:
         facts: Facts | None,
     ) -> None:
         relay = connection.relay
+        reader = connection.to_target.reader
+        unread = reader.unread if reader is not None else early
         self.bucket = 0
         self._connection = connection
         self._header = header
@@ -93,12 +95,17 @@ class Upstream:
             relay.loop,
             relay.timeouts.connect,
             self._connected,
-            connection.not_connected,
+            self._failed,
+            eager=bool(header or unread),
         )
 
     def start(self) -> None:
         """Make for a target."""
         self._failover.start()
+
+    def _failed(self, error: BackendError) -> None:
+        self._end()
+        self._connection.not_connected(error)
 
     def _connected(self, sock: socket.socket, address: Any) -> None:
         self._sock, self._address = sock, address
@@ -176,6 +183,7 @@ class Upstream:
         if sock is not None:
             target = self._failover.target
             target.succeeded()
+            self._end()
             self._connection.connected(Reached(target, sock, address, session, unsent))
 
     def _retry(self, error: BackendError) -> None:
@@ -204,6 +212,11 @@ class Upstream:
         if sock is not None:
             reset(sock)
         self._failover.cancel()
+        self._end()
+
+    def _end(self) -> None:
+        """Let go of the search, which refers to this: so the memory of both goes at once."""
+        del self._failover
 
     def _leave(self) -> socket.socket | None:
         """Be done with the socket at hand, if there is one, and give it away."""
@@ -214,7 +227,8 @@ class Upstream:
             self._giving.cancel()
             self._data = self._giving.data
             self._giving = None
-        self._connection.relay.deadlines.drop(self)
+        if self.bucket:
+            self._connection.relay.deadlines.drop(self)
         sock, self._sock = self._sock, None
         return sock
 

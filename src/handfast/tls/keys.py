@@ -6,7 +6,6 @@ RFC 5289; RFC 7905.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from typing import Final, Protocol, TypeAlias
 
@@ -62,6 +61,7 @@ class Suite(msgspec.Struct, frozen=True):
     aead: type[AESGCM | ChaCha20Poly1305]
     key_length: int
     hash_name: str
+    hash_length: int
     fixed_iv: int = IV_LENGTH
 
     @property
@@ -78,15 +78,15 @@ class Suite(msgspec.Struct, frozen=True):
         return plain.replace("_", "-").replace("POLY1305-SHA256", "POLY1305")
 
     @property
-    def hash_length(self) -> int:
-        """Bytes of a traffic secret."""
-        return hashlib.new(self.hash_name).digest_size
+    def secret_length(self) -> int:
+        """Bytes of what `traffic_key` takes."""
+        return self.hash_length if self.version == TLS13 else self.key_length + self.fixed_iv
 
 
 def _suites() -> dict[int, Suite]:
-    gcm128 = (AESGCM, 16, "sha256")
-    gcm256 = (AESGCM, 32, "sha384")
-    chacha = (ChaCha20Poly1305, 32, "sha256")
+    gcm128 = (AESGCM, 16, "sha256", 32)
+    gcm256 = (AESGCM, 32, "sha384", 48)
+    chacha = (ChaCha20Poly1305, 32, "sha256", 32)
     tls13 = [
         Suite(0x1301, "TLS_AES_128_GCM_SHA256", TLS13, *gcm128),
         Suite(0x1302, "TLS_AES_256_GCM_SHA384", TLS13, *gcm256),
@@ -143,13 +143,11 @@ def traffic_key(suite: Suite, secret: Buffer) -> tuple[bytearray, bytearray]:
     For TLS 1.3 `secret` is the traffic secret (RFC 8446, section 7.3). TLS 1.2 has no such
     secret: there it is the write key followed by the fixed IV (RFC 5246, section 6.3).
     """
+    if len(secret) != suite.secret_length:
+        raise HandfastBug("secret of the wrong length")
     if suite.version == TLS12:
-        if len(secret) != suite.key_length + suite.fixed_iv:
-            raise HandfastBug("TLS 1.2 secret has the wrong length")
         view = memoryview(secret)  # a slice of the secret itself would be one more copy of it
         return bytearray(view[: suite.key_length]), bytearray(view[suite.key_length :])
-    if len(secret) != suite.hash_length:
-        raise HandfastBug("traffic secret has the wrong length")
     length = suite.key_length
     return (
         _expand(suite, secret, _KEY_INFO[length], length),

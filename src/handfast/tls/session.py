@@ -23,7 +23,7 @@ from typing import Annotated, Final
 import msgspec
 
 from handfast.errors import HandfastBug, HandfastError
-from handfast.tls.keys import SUITES, TLS12, Suite, wipe
+from handfast.tls.keys import SUITES, Suite, wipe
 
 Uint64 = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -170,12 +170,11 @@ def check(session: Session) -> None:
     suite = SUITES.get(session.suite_code)
     if suite is None:
         raise HandfastError(f"session of an unknown cipher suite 0x{session.suite_code:04x}")
-    tls12_length = suite.key_length + suite.fixed_iv
-    length = tls12_length if suite.version == TLS12 else suite.hash_length
+    length = suite.secret_length
     for direction in (session.read, session.write):
-        if len(direction.secret) not in ((0, length) if direction.in_kernel else (length,)):
+        if len(direction.secret) != length and (direction.secret or not direction.in_kernel):
             raise HandfastError("session with a secret of the wrong length")
-        if max(direction.sequence, direction.nonce, direction.blocks) >= 1 << 64:
+        if (direction.sequence | direction.nonce | direction.blocks) >> 64:
             raise HandfastError("session with a counter beyond 64 bits")
 
 

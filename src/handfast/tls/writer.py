@@ -61,7 +61,7 @@ class RecordWriter(Keyed):
         """
         if self.closed:
             raise HandfastBug("data after close_notify")
-        written = self._keep_limits(out)
+        written = self._keep_limits(out) if self.sequence >= GCM_RECORD_LIMIT else 0
         if self.suite.version == TLS12:
             written = self._seal_12(buffer, length, out, written)
         else:

@@ -44,7 +44,8 @@ class Deadlines:
         bucket = max(1, ceil(when * _PER_SECOND))
         if item.bucket == bucket:
             return
-        self.drop(item)
+        if item.bucket:
+            self.drop(item)
         item.bucket = bucket
         members = self._buckets.get(bucket)
         if members is None:

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import Final
 
 from handfast.errors import HandfastError
-from handfast.tls.keys import SUITES, TLS12, Suite
+from handfast.tls.keys import SUITES, Suite
 from handfast.tls.reader import RecordReader
 from handfast.tls.record import MAX_PLAINTEXT
 from handfast.tls.session import Direction, Role, Session
@@ -97,9 +97,7 @@ def _rekeys(suite: Suite) -> bool:
 
 def _sessions(suite: Suite) -> tuple[Session, Session]:
     """Make both ends of a session, with random secrets."""
-    tls12_length = suite.key_length + suite.fixed_iv
-    length = tls12_length if suite.version == TLS12 else suite.hash_length
-    secrets = os.urandom(length), os.urandom(length)
+    secrets = os.urandom(suite.secret_length), os.urandom(suite.secret_length)
 
     def end(role: Role, read: bytes, write: bytes) -> Session:
         return Session(role, suite.code, Direction(bytearray(read)), Direction(bytearray(write)))

@@ -15,6 +15,7 @@ from handfast.relay.dial import ATTEMPT_DELAY, Dial
 from handfast.relay.resolver import Endpoint
 from handfast.transport.loop import Loop
 from harness.processes import descriptors
+from harness.streams import segments
 
 LOCAL = "127.0.0.1"
 
@@ -22,10 +23,10 @@ LOCAL = "127.0.0.1"
 class Dialling:
     """One dial, and what it came to."""
 
-    def __init__(self, *endpoints: Endpoint) -> None:
+    def __init__(self, *endpoints: Endpoint, eager: bool = False) -> None:
         self.loop = Loop()
         self.ended: list[tuple[socket.socket, Any] | BackendError] = []
-        self.dial = Dial(self.loop, list(endpoints), self._connected, self._failed)
+        self.dial = Dial(self.loop, list(endpoints), self._connected, self._failed, eager=eager)
 
     def _connected(self, sock: socket.socket, address: Any) -> None:
         self.ended.append((sock, address))
@@ -140,3 +141,27 @@ def test_a_cancelled_dial_keeps_nothing_and_calls_nobody(silent: Endpoint) -> No
 
     assert not dialling.ended
     assert descriptors(os.getpid()) == before
+
+
+@pytest.mark.parametrize(("eager", "count"), [(False, 3), (True, 2)])
+def test_the_first_data_takes_the_acknowledgement_along_when_it_is_at_hand(
+    eager: bool, count: int
+) -> None:
+    with socket.create_server((LOCAL, 0)) as server:
+        dialling = Dialling((socket.AF_INET, server.getsockname()), eager=eager)
+        sock, _ = dialling.run()
+        sock.send(b"question")
+        accepted, _ = server.accept()
+        with accepted:
+            assert accepted.recv(100) == b"question"
+            assert segments(accepted) == count  # with the SYN
+    dialling.close()
+
+
+def test_a_target_learns_of_an_eager_connection_though_nothing_is_sent() -> None:
+    with socket.create_server((LOCAL, 0)) as server:
+        dialling = Dialling((socket.AF_INET, server.getsockname()), eager=True)
+        dialling.run()
+        server.settimeout(20)
+        server.accept()[0].close()
+    dialling.close()
