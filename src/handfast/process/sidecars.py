@@ -6,7 +6,9 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from typing import Final
 
 from handfast.config import Address, TargetAddress, UnixAddress
 from handfast.errors import HandfastBug
@@ -19,6 +21,15 @@ from handfast.process.messages import Serve, send
 from handfast.process.relays import Relays
 from handfast.process.resolving import seal_targets
 from handfast.transport.loop import Loop
+
+_MODULES: Final = {
+    Kind.MONITOR: "handfast.process.monitor",
+    Kind.DEMO: "handfast.process.demo",
+}
+"""What few have, and what brings large libraries with it, is imported by those who have it.
+
+Here, and not in the child, which may be forked when another version has been installed.
+"""
 
 
 class Sidecars:
@@ -41,6 +52,8 @@ class Sidecars:
         self._sockets = {} if demo is None else {Kind.DEMO: demo}
         kinds = [*([] if metrics is None else [Kind.MONITOR]), *self._sockets]
         self.children = (self._resolver, *(Child(kind, 0) for kind in kinds))
+        for kind in kinds:
+            import_module(_MODULES[kind])
         self._targets: tuple[TargetAddress, ...] = ()
         self._relays = relays
         self._family = family
