@@ -68,6 +68,7 @@ kernel: $(VENV)/.tested-with  ## Test kernel TLS, on a kernel that is booted for
 
 .PHONY: bench
 bench: $(VENV)/.tested-with  ## Measure against stunnel (some minutes; QUICK=1, SYSTEMS=handfast,handfast-kernel)
+	$(BIN)/python -m compileall -q src  # as an installation has it
 	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(SYSTEMS),--systems $(SYSTEMS))
 
 .PHONY: calls
