@@ -44,7 +44,7 @@ def enter(part: str, identity: Identity, parent: int) -> None:
     if identity.landlock:
         _leave_files() if part == "admin" else landlock.restrict(landlock.Reach())
     if identity.seccomp:
-        seccomp.install(CALLS[part])
+        seccomp.build(CALLS[part]).load()
 
 
 def _leave_files() -> None:

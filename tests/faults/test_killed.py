@@ -34,7 +34,7 @@ def running(
     directory = tmp_path_factory.mktemp("killed")
     with Backend() as backend:
         yaml = configuration(
-            backend.target, certificates.chain, certificates.key, extra="metrics: 127.0.0.1:0"
+            backend.named, certificates.chain, certificates.key, extra="metrics: 127.0.0.1:0"
         )
         with Recorded(directory, yaml) as running:
             warm_up(running.port(), trusting(certificates.ca))

@@ -106,7 +106,7 @@ def stopped(pid: int) -> Iterator[None]:
 @pytest.fixture
 def scene(serve: Serve, backend: Backend, certificates: Certificates) -> Iterator[Scene]:
     with ExitStack() as stack:
-        made = Scene(serve(backend.target), trusting(certificates.ca), stack)
+        made = Scene(serve(backend.named), trusting(certificates.ca), stack)
         assert {*made.holders.values()} == {"relay-1", "relay-2"}
         yield made
 

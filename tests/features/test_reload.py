@@ -196,7 +196,7 @@ def test_acceptors_are_replaced_and_relays_stay(start: Start, targets: Targets) 
 
     old.wait()
     after = front.pids()
-    for name in ("supervisor", "relay-1", "relay-2", "resolver"):
+    for name in ("supervisor", "relay-1", "relay-2"):
         assert after[name] == before[name]
     assert not {after["acceptor-1"], after["acceptor-2"]} & {*before.values()}
 

@@ -65,6 +65,11 @@ class Backend:
     def target(self) -> str:
         return f"tcp://127.0.0.1:{self.port}"
 
+    @property
+    def named(self) -> str:
+        """The same by name: for this one there is a resolver."""
+        return f"tcp://localhost:{self.port}"
+
     def _accept(self) -> None:
         while True:
             try:

@@ -311,7 +311,7 @@ def test_status_shows_processes_and_counters_to_people_and_programs(
     assert f"pid {running.process.pid}, serving" in text.stdout
     assert f"127.0.0.1:{running.port()} -> " in text.stdout
     names = [each["name"] for each in status["processes"]]
-    assert names == ["supervisor", "resolver", "template", "acceptor-1", "relay-1"]
+    assert names == ["supervisor", "template", "acceptor-1", "relay-1"]
     assert all(f"  {name} " in text.stdout for name in names)
     assert (status["state"], status["pid"]) == ("serving", running.process.pid)
     assert status["config"] == str(running.config)

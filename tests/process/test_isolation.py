@@ -125,7 +125,7 @@ def context(certificates: Certificates) -> ssl.SSLContext:
 
 @pytest.mark.parametrize("name", SANDBOXED)
 def test_a_process_is_nobody_with_nothing(serve: Serve, backend: Backend, name: str) -> None:
-    running = serve(backend.target, extra=METRICS, nworkers=1)
+    running = serve(backend.named, extra=METRICS, nworkers=1)
 
     pid = pid_of(running, name)
     found = status(pid)
@@ -147,7 +147,7 @@ def test_a_process_is_nobody_with_nothing(serve: Serve, backend: Backend, name: 
 def test_the_kernel_refuses_what_a_process_is_not_for(
     serve: Serve, backend: Backend, context: ssl.SSLContext, name: str
 ) -> None:
-    running = serve(backend.target, extra=METRICS, nworkers=1)
+    running = serve(backend.named, extra=METRICS, nworkers=1)
     calls = NOBODY_MAY | DENIED[name]
 
     with stopped(pid_of(running, name)) as process:
@@ -177,7 +177,7 @@ def test_a_relay_may_dial_but_its_socket_cannot_serve(serve: Serve, backend: Bac
 
 
 def test_the_resolver_reads_and_does_not_write(serve: Serve, backend: Backend) -> None:
-    running = serve(backend.target)
+    running = serve(backend.named)
 
     with stopped(pid_of(running, "resolver")) as process:
         read = process.call(*READ["read a file"])
@@ -254,7 +254,7 @@ def test_a_relay_does_not_have_the_private_key(
         else (certificates.rsa_chain, certificates.rsa_key)
     )
     forms = forms_of(identity.key)
-    running = serve(backend.target, nworkers=1, chain=chain, key=path, extra=METRICS)
+    running = serve(backend.named, nworkers=1, chain=chain, key=path, extra=METRICS)
     pids = running.pids()
 
     with connect(running.port(), context) as client:

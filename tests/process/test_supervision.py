@@ -60,7 +60,7 @@ def refused(port: int) -> bool:
 
 
 def test_each_process_carries_its_title(serve: Serve, backend: Backend) -> None:
-    running = serve(backend.target)
+    running = serve(backend.named)
 
     titles = {name: title(pid) for name, pid in running.pids().items()}
 

@@ -68,7 +68,7 @@ class Site:
         """Start handfast, and learn what it occupies when it is warm."""
         route = f"    routes:\n      - {{sni: [breaker.test], target: '{self._breaker.target}'}}\n"
         yaml = configuration(
-            self._backend.target,
+            self._backend.named,
             self.chain,
             self.key,
             extra=f"metrics: unix:{self.metrics}\nhandshake-timeout: 3s\ndrain-timeout: 20s",

@@ -20,10 +20,12 @@ from __future__ import annotations
 import encodings.idna  # noqa: F401 - the codec of host names would be imported at its first use
 import os
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import seccompy
 
 from handfast.config import Isolation
 from handfast.errors import ConfigError
@@ -104,6 +106,9 @@ def prepare(wanted: Isolation) -> Identity:
             "provide it, or set isolation: preferred"
         )
     privileges.allow_locked_memory()
+    if identity.seccomp:
+        for role in Role:
+            _ = _filter(role).program  # assembled here, once: children share what they inherit
     return msgspec.structs.replace(identity, missing=tuple(missing))
 
 
@@ -131,6 +136,11 @@ def _chroot(wanted: Isolation, missing: list[str]) -> str:
     return str(privileges.EMPTY_DIRECTORY)
 
 
+@cache
+def _filter(role: Role) -> seccompy.Filter:
+    return seccomp.build(PERMITS[role].calls)
+
+
 def enter(role: Role, identity: Identity, parent: int) -> None:
     """Leave this process with what its role needs. It has to have one thread.
 
@@ -149,4 +159,4 @@ def enter(role: Role, identity: Identity, parent: int) -> None:
     if identity.landlock:
         landlock.restrict(permits.reach)
     if identity.seccomp:
-        seccomp.install(permits.calls)
+        _filter(role).load()

@@ -15,7 +15,7 @@ from handfast.observe.events import Level
 from handfast.observe.log import Log
 from handfast.policy.clients import Clients
 from handfast.policy.routes import Routes
-from handfast.process import demo, monitor, resolving, worker
+from handfast.process import resolving, worker
 from handfast.process.isolation import Identity, Role, enter
 from handfast.process.kernel_tls import kernel_support
 from handfast.process.messages import (
@@ -202,6 +202,8 @@ def resolver(
 
 def serve_metrics(control: socket.socket, listening: socket.socket, common: Common) -> int:
     """Be the monitor."""
+    from handfast.process import monitor  # noqa: PLC0415  see `sidecars`
+
     log = common.log.heir(common.log.level, process_type="worker", worker_id="monitor")
     common.confine(Role.MONITOR)
     return monitor.run(control, listening, log)
@@ -209,4 +211,6 @@ def serve_metrics(control: socket.socket, listening: socket.socket, common: Comm
 
 def serve_demo(control: socket.socket, listening: socket.socket, common: Common) -> int:
     """Be the demo service."""
+    from handfast.process import demo  # noqa: PLC0415  see `sidecars`
+
     return demo.serve(control, listening, lambda: common.confine(Role.MONITOR))

@@ -164,7 +164,10 @@ def is_supported() -> bool:
 
 
 def build(permits: tuple[Permit, ...]) -> seccompy.Filter:
-    """Make the filter that lets these through. Names that this architecture lacks are no loss."""
+    """Make the filter that lets these through. Names that this architecture lacks are no loss.
+
+    Its `load` denies a process, for good, every other call; it sets no_new_privs, raises OSError.
+    """
     made = seccompy.Filter(default=Action.ERRNO | errno.EPERM)
     made.errno("clone3", errno.ENOSYS)
     for permit in permits:
@@ -175,8 +178,3 @@ def build(permits: tuple[Permit, ...]) -> seccompy.Filter:
             continue
         made.allow(number, args=conditions)
     return made
-
-
-def install(permits: tuple[Permit, ...]) -> None:
-    """Deny this process, for good, every other system call. Sets no_new_privs; raises OSError."""
-    build(permits).load()

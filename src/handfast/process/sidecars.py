@@ -6,9 +6,11 @@ import os
 import socket
 import time
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
+from typing import Final
 
-from handfast.config import Address, TargetAddress, UnixAddress
+from handfast.config import Address, TargetAddress, TcpAddress, UnixAddress
 from handfast.errors import HandfastBug
 from handfast.process import roles
 from handfast.process.child import Child, Kind
@@ -18,13 +20,24 @@ from handfast.process.listening import listen
 from handfast.process.messages import Serve, send
 from handfast.process.relays import Relays
 from handfast.process.resolving import seal_targets
+from handfast.relay.resolver import literal
 from handfast.transport.loop import Loop
+
+_MODULES: Final = {
+    Kind.MONITOR: "handfast.process.monitor",
+    Kind.DEMO: "handfast.process.demo",
+}
+"""What few have, and what brings large libraries with it, is imported by those who have it.
+
+Here, and not in the child, which may be forked when another version has been installed.
+"""
 
 
 class Sidecars:
     """Forks each of them, and again when it dies.
 
-    The monitor is there for an address of `metrics`, the demo for a socket of its own.
+    The resolver is there from the first target on that is no IP address, the monitor for an address
+    of `metrics`, the demo for a socket of its own.
     """
 
     def __init__(
@@ -40,13 +53,21 @@ class Sidecars:
         self._address = metrics
         self._sockets = {} if demo is None else {Kind.DEMO: demo}
         kinds = [*([] if metrics is None else [Kind.MONITOR]), *self._sockets]
-        self.children = (self._resolver, *(Child(kind, 0) for kind in kinds))
+        self._others = tuple(Child(kind, 0) for kind in kinds)
+        self._resolves = self._started = False
+        for kind in kinds:
+            import_module(_MODULES[kind])
         self._targets: tuple[TargetAddress, ...] = ()
         self._relays = relays
         self._family = family
         self._loop = loop
         self._common = common
         self._ending = False
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """Give those that are wanted."""
+        return (self._resolver, *self._others) if self._resolves else self._others
 
     @property
     def ready(self) -> bool:
@@ -73,6 +94,7 @@ class Sidecars:
 
     def start(self) -> None:
         """Fork all of them."""
+        self._started = True
         for child in self.children:
             self._fork(child)
 
@@ -107,7 +129,11 @@ class Sidecars:
     def resolve_for(self, targets: Iterable[TargetAddress]) -> None:
         """Have the resolver serve these targets, and no others."""
         self._targets = tuple(dict.fromkeys(targets))
-        if self._resolver.control is not None:
+        if not self._resolves and not all(map(_is_literal, self._targets)):
+            self._resolves = True
+            if self._started:  # what relays ask meanwhile waits in their channels
+                self._fork(self._resolver)
+        elif self._resolver.control is not None:
             descriptor = seal_targets(self._targets)
             send(self._resolver.control, Serve(), descriptor)
             os.close(descriptor)
@@ -122,3 +148,7 @@ class Sidecars:
             sock.close()
         if Kind.MONITOR in self._sockets and isinstance(self._address, UnixAddress):
             Path(self._address.path).unlink(missing_ok=True)
+
+
+def _is_literal(address: TargetAddress) -> bool:
+    return isinstance(address, TcpAddress) and literal(address) is not None

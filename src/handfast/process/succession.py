@@ -16,7 +16,6 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
-from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryDirectory
 from typing import Final, NoReturn
 
@@ -65,6 +64,11 @@ def installed_version() -> str:
 
     Without an installed package (run from a directory) it is the one that runs.
     """
+    from importlib.metadata import (  # noqa: PLC0415 - for reloads only, and large
+        PackageNotFoundError,
+        version,
+    )
+
     try:
         return version("handfast")
     except PackageNotFoundError:

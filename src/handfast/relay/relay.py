@@ -31,6 +31,7 @@ from handfast.relay.transfer import carried, take
 from handfast.tls.alerts import Alert
 from handfast.tls.session import Session
 from handfast.tls.writer import RecordWriter, room_for
+from handfast.transport.buffers import untouched
 from handfast.transport.census import Column
 from handfast.transport.deadlines import Deadlines
 from handfast.transport.kernel import KernelWriter
@@ -74,9 +75,9 @@ class Relay:
         self.targets = Targets(loop.time, log.emit)
         # One byte more than is read: sealing puts the content type behind the last.
         size = READ_SIZE + (1 << 15)
-        self.output: Final = memoryview(bytearray(room_for(size)))
+        self.output: Final = untouched(room_for(size))
         # What was opened into `output` is sealed again into the room that it was read into.
-        self.resealed: Final = memoryview(bytearray(room_for(len(self.output))))
+        self.resealed: Final = untouched(room_for(len(self.output)))
         self.buffer: Final = self.resealed[:size]
         self.chunk: Final = self.buffer[:READ_SIZE]
         self.connections: Final[set[Connection]] = set()

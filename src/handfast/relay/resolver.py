@@ -116,8 +116,8 @@ class Resolver:
 
     def _begin(self, address: TcpAddress) -> _Name:
         name = self._names[address] = _Name()
-        if literal := _literal(address):
-            name.endpoints.append(literal)
+        if endpoint := literal(address):
+            name.endpoints.append(endpoint)
         return name
 
     def _look_up(self, address: TcpAddress, name: _Name) -> None:
@@ -212,7 +212,8 @@ class Resolver:
                 answered(error, -1)
 
 
-def _literal(address: TcpAddress) -> Endpoint | None:
+def literal(address: TcpAddress) -> Endpoint | None:
+    """Read an address that nobody has to be asked for; None for all others."""
     if "%" in address.host:
         return None  # a scoped address needs the resolver, for the number of its interface
     try:

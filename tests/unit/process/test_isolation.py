@@ -182,3 +182,10 @@ def test_a_directory_that_is_named_is_used_or_refused(tmp_path: Path) -> None:
     assert given.chroot == str(tmp_path)
     with pytest.raises(ConfigError, match=r"chroot: .*missing"):
         isolation.prepare(Isolation(chroot=str(tmp_path / "missing")))
+
+
+def test_children_inherit_the_filters_and_assemble_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity = isolation.prepare(Isolation(mode="required"))
+    monkeypatch.delattr("handfast.process.seccomp.build")
+
+    assert entered(Role.RELAY, identity)["Seccomp"] == "2"

@@ -39,7 +39,7 @@ def under(permits: tuple[seccomp.Permit, ...], **attempts: Callable[[], object])
     """Try things in a child that has only these permits; give how each was refused."""
 
     def work() -> dict[str, str]:
-        seccomp.install(permits)
+        seccomp.build(permits).load()
         return {name: refusal(attempt) for name, attempt in attempts.items()}
 
     return in_child(work)
@@ -197,9 +197,9 @@ def test_the_template_forks_processes_but_neither_threads_nor_namespaces() -> No
 
 def test_a_filter_of_a_child_takes_away_and_cannot_give_back() -> None:
     def work() -> list[str]:
-        seccomp.install(PERMITS[Role.TEMPLATE].calls)
+        seccomp.build(PERMITS[Role.TEMPLATE].calls).load()
         before = refusal(lambda: os.waitpid(-1, 0))
-        seccomp.install(PERMITS[Role.ACCEPTOR].calls + seccomp.DIAL)
+        seccomp.build(PERMITS[Role.ACCEPTOR].calls + seccomp.DIAL).load()
         return [before, refusal(lambda: os.waitpid(-1, 0)), refusal(socket.socket)]
 
     assert in_child(work) == ["ECHILD", "EPERM", "EPERM"]
@@ -257,7 +257,7 @@ def test_the_numbers_of_another_architecture_kill() -> None:
 
     pid = os.fork()
     if not pid:
-        seccomp.install(seccomp.BASE)
+        seccomp.build(seccomp.BASE).load()
         call()
         os._exit(0)
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from handfast.config import Address, TcpAddress, UnixAddress
+from handfast.config import Address, HandoffAddress, TargetAddress, TcpAddress, UnixAddress
 from handfast.errors import HandfastError
 from handfast.process import family as families
 from handfast.process import roles
@@ -51,12 +51,18 @@ def server(control: socket.socket, listening: socket.socket, common: object) -> 
 class Beside(Household):
     """The sidecars of a supervisor that has no relay running."""
 
-    def __init__(self, metrics: Address | None, demo: socket.socket | None) -> None:
+    def __init__(
+        self,
+        metrics: Address | None,
+        demo: socket.socket | None,
+        targets: tuple[TargetAddress, ...],
+    ) -> None:
         super().__init__()
         self.relays = Relays(1, self.family, self.columns, self.loop, obedient_relay)
         common = Common(self.log, Identity(), self.census)
         self.sidecars = Sidecars(metrics, demo, self.relays, self.family, self.loop, common)
         self.sidecars.listen()
+        self.sidecars.resolve_for(targets)
 
     def heard(self, child: Child, message: FromChild, descriptors: list[int]) -> None:
         child.ready = child.ready or isinstance(message, Ready)
@@ -73,8 +79,12 @@ class Beside(Household):
 
 
 @contextmanager
-def running(metrics: Address | None = None, demo: socket.socket | None = None) -> Iterator[Beside]:
-    made = Beside(metrics, demo)
+def running(
+    metrics: Address | None = None,
+    demo: socket.socket | None = None,
+    targets: tuple[TargetAddress, ...] = ADDRESSES,
+) -> Iterator[Beside]:
+    made = Beside(metrics, demo, targets)
     try:
         yield made
     finally:
@@ -93,7 +103,7 @@ def lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roles, "serve_demo", server)
 
 
-def test_the_resolver_is_always_there_and_the_others_when_they_have_a_place() -> None:
+def test_the_others_are_there_when_they_have_a_place() -> None:
     with (
         socket.create_server((LOCAL, 0)) as demo,
         running() as alone,
@@ -102,6 +112,33 @@ def test_the_resolver_is_always_there_and_the_others_when_they_have_a_place() ->
         assert [each.kind for each in alone.sidecars.children] == [Kind.RESOLVER]
         kinds = [each.kind for each in all_three.sidecars.children]
         assert kinds == [Kind.RESOLVER, Kind.MONITOR, Kind.DEMO]
+
+
+def test_a_resolver_is_there_from_the_first_target_on_that_is_no_ip_address() -> None:
+    numeric = tuple(TcpAddress(host=host, port=80) for host in (LOCAL, "::1"))
+    with running(targets=numeric) as beside:
+        beside.sidecars.start()
+        assert (beside.sidecars.children, beside.sidecars.ready) == ((), True)
+
+        beside.sidecars.resolve_for((*numeric, ADDRESSES[0]))
+        beside.until(lambda: len(beside.told) == 1 and beside.sidecars.ready)
+        beside.sidecars.resolve_for(numeric)
+
+        assert [each.kind for each in beside.sidecars.children] == [Kind.RESOLVER]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        TcpAddress(host="localhost", port=80),
+        TcpAddress(host="fe80::1%lo", port=80),
+        UnixAddress(path="/run/backend"),
+        HandoffAddress(path="/run/application"),
+    ],
+)
+def test_what_a_relay_cannot_connect_to_by_itself_needs_a_resolver(address: TargetAddress) -> None:
+    with running(targets=(address,)) as beside:
+        assert [each.kind for each in beside.sidecars.children] == [Kind.RESOLVER]
 
 
 def test_they_are_ready_when_all_of_them_are() -> None:
