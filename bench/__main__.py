@@ -83,7 +83,7 @@ def _options() -> argparse.Namespace:
         "--amount",
         choices=AMOUNTS,
         default="full",
-        help="full: half an hour; quick: less than four minutes, less exact; smoke: only a test",
+        help="full: some 20 minutes; quick: less than four minutes, less exact; smoke: only a test",
     )
     parser.add_argument(
         "--systems",

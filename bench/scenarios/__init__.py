@@ -39,11 +39,11 @@ class Amount:
 
 
 FULL: Final = Amount(
-    rounds=5,
+    rounds=3,
     seconds=2,
     bulk=1 << 30,
     requests=20_000,
-    fresh_rounds=3,
+    fresh_rounds=2,
     sizes=(1, 10, 100, 1000, 3000, 10_000),
     held=10_000,
     post_quantum=400,
