@@ -51,6 +51,7 @@ SCENARIOS: Final = (
 )
 MEMORY: Final = next((path for path in ("/dev/shm",) if Path(path).is_dir()), None)  # noqa: S108
 """Where the files are: a disk is not to be measured."""
+FAILURES: Final = (running.StartError, load.LoadError, measure.MeasureError)
 AMOUNTS: Final = {"full": FULL, "quick": QUICK, "smoke": SMOKE}
 
 
@@ -61,8 +62,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     chosen = [each for each in SCENARIOS if options.scenarios in each.name]
     try:
-        results = run([SYSTEMS[name] for name in options.systems], chosen, AMOUNTS[options.amount])
-    except (running.StartError, load.LoadError, measure.MeasureError) as error:
+        results, failures = run(
+            [SYSTEMS[name] for name in options.systems], chosen, AMOUNTS[options.amount]
+        )
+    except FAILURES as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except FileNotFoundError as error:
@@ -74,7 +77,9 @@ def main() -> int:
     path = options.output or RESULTS / time.strftime("%Y%m%dT%H%M%SZ.json", time.gmtime())
     results.save(path)
     print(f"\nevery figure: {path}")
-    return 0
+    for failure in failures:
+        print(f"bench: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _options() -> argparse.Namespace:
@@ -83,7 +88,7 @@ def _options() -> argparse.Namespace:
         "--amount",
         choices=AMOUNTS,
         default="full",
-        help="full: some 20 minutes; quick: less than four minutes, less exact; smoke: only a test",
+        help="full: a quarter of an hour; quick: four minutes, less exact; smoke: only a test",
     )
     parser.add_argument(
         "--systems",
@@ -110,11 +115,12 @@ class Run:
         self.site = site
         self.amount = amount
         self.rows: dict[tuple[Kind, int | None, str], Row] = {}
+        self.failures: list[str] = []
 
     def scenario(self, scenario: Scenario, standing: dict[str, running.Running]) -> None:
         """Measure all rounds of a scenario, in turn A B C A B C."""
         absent: dict[str, str] = {}
-        rounds = self.amount.fresh_rounds if scenario.fresh else self.amount.rounds
+        rounds = self.amount.fresh_rounds if scenario.slow else self.amount.rounds
         began = time.monotonic()
         for _ in range(rounds):
             for system in self.systems:
@@ -126,6 +132,9 @@ class Run:
                         self._row(each.kind, each.at, system.name).rounds.append(each.value)
                 except AbsentError as error:
                     absent[system.name] = str(error)
+                except FAILURES as error:
+                    absent[system.name] = f"failed: {error}"
+                    self.failures.append(f"{scenario.name}, {system.name}: {error}")
         for kind in scenario.kinds:
             sizes = dict.fromkeys(at for key, at, _ in self.rows if key == kind) or [None]
             for at in list(sizes):
@@ -139,8 +148,13 @@ class Run:
         return self.rows.setdefault((kind, at, system), row)
 
 
-def run(systems: list[System], scenarios: list[Scenario], amount: Amount) -> Results:
-    """Measure everything; raises what each part raises."""
+def run(
+    systems: list[System], scenarios: list[Scenario], amount: Amount
+) -> tuple[Results, list[str]]:
+    """Measure everything; give that, and what failed. Raises FAILURES when nothing can be measured.
+
+    A scenario that fails for a system has no more rounds of it, and its figures are left out.
+    """
     proxy_core, load_core = _two_cores()
     descriptors = _all_descriptors()
     os.sched_setaffinity(0, {load_core})
@@ -171,7 +185,7 @@ def run(systems: list[System], scenarios: list[Scenario], amount: Amount) -> Res
     conditions["seconds"] = round(time.monotonic() - started)
     # Other work on the machine shows here: about 2 is the benchmark itself.
     conditions["load average at the end"] = os.getloadavg()[0]
-    return Results(conditions, list(measured.rows.values()))
+    return Results(conditions, list(measured.rows.values())), measured.failures
 
 
 def _warm_up(standing: dict[str, running.Running]) -> None:

@@ -29,7 +29,7 @@ class Amount:
     bulk: int
     requests: int
     fresh_rounds: int
-    """Rounds of those scenarios for which each system is started afresh."""
+    """Rounds of those scenarios that take long, as when each system is started afresh."""
     sizes: tuple[int, ...]
     held: int
     post_quantum: int
@@ -40,7 +40,7 @@ class Amount:
 
 FULL: Final = Amount(
     rounds=3,
-    seconds=2,
+    seconds=1,
     bulk=1 << 30,
     requests=20_000,
     fresh_rounds=2,
@@ -61,8 +61,8 @@ QUICK: Final = Amount(
     held=1000,
     post_quantum=100,
     reloads=1,
-    workers=(1, 2),
-    certificates=(1, 100),
+    workers=(1,),
+    certificates=(1,),
 )
 SMOKE: Final = Amount(
     rounds=1,
@@ -122,6 +122,12 @@ class Scenario:
     kinds: tuple[Kind, ...]
     measure: Callable[[Stage], list[Measured]]
     fresh: bool = False
+    long: bool = False
+
+    @property
+    def slow(self) -> bool:
+        """Whether it has fewer rounds."""
+        return self.fresh or self.long
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,4 +51,6 @@ def _flood(stage: Stage) -> list[Measured]:
     ]
 
 
-SCENARIOS: Final = (Scenario(_SCENARIO, (_BEFORE, _DURING, _OFFERED, _ANSWERED), _flood),)
+SCENARIOS: Final = (
+    Scenario(_SCENARIO, (_BEFORE, _DURING, _OFFERED, _ANSWERED), _flood, long=True),
+)
