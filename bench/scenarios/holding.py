@@ -15,6 +15,8 @@ _KERNEL: Final = Kind("idle connection", "kernel memory", "KB")
 _CPU: Final = Kind("grow: connections", "CPU", "us")
 _ENOUGH: Final = 100
 """Connections from which on the memory of one can be told."""
+_ENOUGH_OF_KERNEL: Final = 1000
+"""The same for the kernel's, which is that of the whole machine, and moves by itself."""
 
 
 @cache
@@ -45,11 +47,11 @@ def _hold(stage: Stage) -> list[Measured]:
             measure.quiet_cpu_seconds(proxy.pid)
             if size >= _ENOUGH:
                 pss = (measure.memory(proxy.pid).pss - without.pss) / size
+                measured.append(Measured(_MEMORY, pss / 1000, size))
+            if size >= _ENOUGH_OF_KERNEL:
                 kernel = (measure.kernel_memory() - kernel_without) / size
-                measured += [
-                    Measured(_MEMORY, pss / 1000, size),
-                    Measured(_KERNEL, (kernel - _direct(stage.site, size)) / 1000, size),
-                ]
+                kernel -= _direct(stage.site, size)
+                measured.append(Measured(_KERNEL, kernel / 1000, size))
             measured.append(Measured(_CPU, _request(proxy, held, stage.amount.requests), size))
     return measured
 
