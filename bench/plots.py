@@ -457,12 +457,13 @@ def _name_the_ends(axes: Axes, ends: dict[str, tuple[int, Row]]) -> None:
     to_axes = axes.transData + axes.transAxes.inverted()
     points = {each: to_axes.transform((at, row.median or 0.0)) for each, (at, row) in ends.items()}
     right = max(x for x, _ in points.values())
+    lead = 12 / 72 / (axes.bbox.width / axes.figure.dpi)  # 12 points
     for system, y in spread({system: y for system, (_, y) in points.items()}).items():
         look = {"color": OURS, "fontweight": "bold"} if system == SUBJECT else {"color": INK}
         _say(axes, system, (right, y), (15, 0), xycoords="axes fraction", **look)
         # A thin line leads to a name that had to move, or whose line ends before the others.
         axes.plot(
-            [points[system][0], right + 0.06], [points[system][1], y], color=colour(system),
+            [points[system][0], right + lead], [points[system][1], y], color=colour(system),
             linewidth=0.9, transform=axes.transAxes, clip_on=False, zorder=1,
         )  # fmt: skip
 

@@ -32,7 +32,7 @@ def connections(to: Client, count: int) -> float:
             connection.do_handshake()
             group = connection.get_group_name()
             if group != GROUP:
-                raise GroupError(f"agreed on {group}: its OpenSSL has no ML-KEM")
+                raise GroupError(f"no ML-KEM: agreed on {group}")
             connection.sendall(to.protocol.request)
             answer = b""
             while not to.protocol.complete(answer):

@@ -82,7 +82,7 @@ def _upgrade(stage: Stage) -> list[Measured]:
     """Replace the program while connections are open, some of them busy."""
     upgrade = stage.system.upgrade
     if upgrade is None:
-        raise AbsentError("cannot replace its program while it serves")
+        raise AbsentError("has no upgrade")
     count = min(stage.amount.held, stage.site.connections)
     with start(stage.system, stage.site) as proxy, load.kept(proxy.ecdsa, count) as held:
         busy = held[: min(BUSY, count // 2)]

@@ -12,7 +12,7 @@ from bench.scenarios import Kind, Measured, Scenario, Stage, worked
 
 _MEMORY: Final = Kind("idle connection", "memory", "KB")
 _KERNEL: Final = Kind("idle connection", "kernel memory", "KB")
-_CPU: Final = Kind("grow: connections", "CPU", "us")
+_CPU: Final = Kind("grow: connections", "CPU of a request", "us")
 _ENOUGH: Final = 100
 """Connections from which on the memory of one can be told."""
 _ENOUGH_OF_KERNEL: Final = 1000
