@@ -167,7 +167,7 @@ def run(
         directory.chmod(0o755)  # for those who leave root behind
         target = closing.enter_context(running.target(directory, load_core, descriptors))
         certificates = (issue(directory), issue(directory, "rsa", rsa_key=True))
-        site = running.Site(directory, *certificates, target, proxy_core, load_core, descriptors)
+        site = running.Site(directory, *certificates, target, proxy_core, descriptors)
         measured = Run(systems, site, amount)
         with ExitStack() as serving:
             standing: dict[str, running.Running] = {}

@@ -1,9 +1,9 @@
-"""The load: TLS 1.3 clients that check what they receive.
+"""Clients of our own, for what Debian's generators cannot do: thousands of connections, and names.
 
-CPU time is measured at the proxy only, so the client need not be fast; it is the same for every
-system. Every handshake is a full one: a session is never offered again. Each wait on a socket
-ends after `PATIENCE` seconds, and whatever goes wrong raises LoadError, for a measurement with
-failed connections means nothing.
+They speak TLS 1.3 and check what they receive. CPU time is measured at the proxy only, so they
+need not be fast; they are the same for every system. Every handshake is a full one: a session is
+never offered again. Each wait on a socket ends after `PATIENCE` seconds, and whatever goes wrong
+raises LoadError, for a measurement with failed connections means nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.backend import PATTERN, REQUEST, bulk_request, sink_request
+from bench.backend import REQUEST
 
 PATIENCE: Final = 15.0
 """Seconds that any single wait may take."""
@@ -106,11 +106,6 @@ def exchange(connection: socket.socket, protocol: Protocol = ECHO) -> None:
         answer += more
 
 
-def _check(got: bytes, expected: bytes) -> None:
-    if got != expected:
-        raise LoadError(f"{len(got)} bytes came back that are not the ones expected")
-
-
 def connections(to: Client, count: int) -> None:
     """Make `count` new connections, with one exchange and an orderly close each."""
 
@@ -124,39 +119,6 @@ def connections(to: Client, count: int) -> None:
                     connection.unwrap().close()
 
     _at_once(some, _shares(count, HANDSHAKES_AT_ONCE))
-
-
-def bulk(to: Client, size: int, streams: int) -> None:
-    """Download `size` bytes, over `streams` connections at once."""
-    _at_once(lambda share: _download(to, share), _shares(size, streams))
-
-
-def _download(to: Client, size: int) -> None:
-    doubled = PATTERN + PATTERN
-    with to.connect() as connection:
-        connection.sendall(bulk_request(size))
-        got = 0
-        while got < size:
-            data = connection.recv(65536)
-            if not data:
-                raise LoadError(f"the connection ended after {got} of {size} bytes")
-            start = got % len(PATTERN)
-            _check(data, doubled[start : start + len(data)])
-            got += len(data)
-        connection.unwrap().close()
-
-
-def upload(to: Client, size: int) -> None:
-    """Upload `size` bytes over one connection, and wait until the backend has them."""
-    with to.connect() as connection:
-        connection.sendall(sink_request(size))
-        for start in range(0, size, len(PATTERN)):
-            connection.sendall(PATTERN[: size - start])
-        answer = b""
-        while len(answer) < REQUEST and (more := connection.recv(REQUEST)):
-            answer += more
-        _check(answer, b"." * REQUEST)
-        connection.unwrap().close()
 
 
 def _shares(total: int, parts: int) -> list[int]:

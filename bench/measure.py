@@ -37,14 +37,6 @@ class Process:
     cpu: float
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes: `pss` shares a shared page among its users, `private` leaves it out."""
-
-    pss: int
-    private: int
-
-
 def _read(pid: int) -> Process | None:
     """Read the state of `pid`, None when it has gone."""
     try:
@@ -93,19 +85,17 @@ def quiet_cpu_seconds(root: int, *, patience: float = 20) -> float:
     raise MeasureError(f"process {root} still uses CPU time {patience} s after the load ended")
 
 
-def memory(root: int) -> Memory:
-    """Give the memory of the tree of `root`, in bytes."""
-    pss = private = 0
+def memory(root: int) -> int:
+    """Give the user memory of the tree of `root`, in bytes: shared pages by their share (PSS)."""
+    total = 0
     for process in tree(root):
         if process.state == "Z":
             continue
         for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
             name, _, value = line.partition(":")
             if name == "Pss":
-                pss += int(value.split()[0]) * 1024
-            elif name in {"Private_Clean", "Private_Dirty", "Private_Hugetlb"}:
-                private += int(value.split()[0]) * 1024
-    return Memory(pss, private)
+                total += int(value.split()[0]) * 1024
+    return total
 
 
 def kernel_memory() -> int:

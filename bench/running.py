@@ -35,7 +35,6 @@ class Site:
     rsa: Certificate
     target: int
     core: int
-    load_core: int
     descriptors: int
 
     @property

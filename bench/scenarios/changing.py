@@ -114,7 +114,7 @@ def _goes_on(proxy: Running, connection: load.Held) -> bool:
 def _start(stage: Stage) -> list[Measured]:
     with start(stage.system, stage.site) as proxy:
         measure.quiet_cpu_seconds(proxy.pid)
-        base = measure.memory(proxy.pid).pss / 1e6
+        base = measure.memory(proxy.pid) / 1e6
     return [Measured(_TIME, 1000 * proxy.seconds), Measured(_BASE, base)]
 
 
@@ -123,7 +123,7 @@ def _whole(stage: Stage) -> list[Measured]:
         raise AbsentError(stage.system.one_worker)
     with start(stage.system, stage.site, workers=2) as proxy:
         measure.quiet_cpu_seconds(proxy.pid)
-        return [Measured(_WHOLE, measure.memory(proxy.pid).pss / 1e6)]
+        return [Measured(_WHOLE, measure.memory(proxy.pid) / 1e6)]
 
 
 SCENARIOS: Final = (

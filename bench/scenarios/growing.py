@@ -31,7 +31,7 @@ def _workers(stage: Stage) -> list[Measured]:
         with start(stage.system, stage.site, workers=count) as proxy:
             measure.quiet_cpu_seconds(proxy.pid)
             measured.append(Measured(time, 1000 * proxy.seconds, count))
-            measured.append(Measured(memory, measure.memory(proxy.pid).pss / 1e6, count))
+            measured.append(Measured(memory, measure.memory(proxy.pid) / 1e6, count))
             work = partial(generators.handshakes, proxy.ecdsa.port, stage.amount.seconds)
             done = worked(proxy, work)
             measured.append(Measured(cpu, done.each, count))
@@ -50,7 +50,7 @@ def _certificates(stage: Stage) -> list[Measured]:
         with start(stage.system, stage.site, certificates=made[: count - 1]) as proxy:
             measure.quiet_cpu_seconds(proxy.pid)
             measured.append(Measured(time, 1000 * proxy.seconds, count))
-            measured.append(Measured(memory, measure.memory(proxy.pid).pss / 1e6, count))
+            measured.append(Measured(memory, measure.memory(proxy.pid) / 1e6, count))
             last, name = (made[count - 2], names[count - 2]) if count > 1 else (None, "localhost")
             to = load.client(
                 proxy.ecdsa.port, last.chain if last else stage.site.ecdsa.chain, load.HTTP, name

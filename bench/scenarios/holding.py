@@ -46,7 +46,7 @@ def _hold(stage: Stage) -> list[Measured]:
             load.more(proxy.ecdsa, size - len(held), held, closing)
             measure.quiet_cpu_seconds(proxy.pid)
             if size >= _ENOUGH:
-                pss = (measure.memory(proxy.pid).pss - without.pss) / size
+                pss = (measure.memory(proxy.pid) - without) / size
                 measured.append(Measured(_MEMORY, pss / 1000, size))
             if size >= _ENOUGH_OF_KERNEL:
                 kernel = (measure.kernel_memory() - kernel_without) / size
