@@ -14,20 +14,6 @@ PACE: Final = 4000
 """Requests a second at which latency is measured: far below what any of the systems can do."""
 
 
-def _logged(proxy: Running, work: Callable[[], float]) -> Callable[[], float]:
-    """Refuse to compare a system that does not log each connection."""
-
-    def checked() -> float:
-        before = proxy.log_lines()
-        units = work()
-        measure.quiet_cpu_seconds(proxy.pid)
-        if proxy.log_lines() - before < 0.99 * units:
-            raise measure.MeasureError(f"{proxy.name} did not log every connection")
-        return units
-
-    return checked
-
-
 def _connections(name: str, load: Callable[[Running, int], int]) -> Scenario:
     scenario = f"new connection, {name}"
     cpu, rate = Kind(scenario, "CPU", "us"), Kind(scenario, "rate", "connections/s", "higher")
@@ -35,7 +21,10 @@ def _connections(name: str, load: Callable[[Running, int], int]) -> Scenario:
 
     def run(stage: Stage) -> list[Measured]:
         proxy = stage.running
+        before = proxy.log_lines()
         done = worked(proxy, lambda: load(proxy, stage.amount.seconds))
+        if proxy.log_lines() - before < 0.99 * done.units:
+            raise measure.MeasureError(f"{proxy.name} did not log every connection")
         return [
             Measured(cpu, done.each),
             Measured(rate, done.units / done.elapsed),
@@ -46,11 +35,7 @@ def _connections(name: str, load: Callable[[Running, int], int]) -> Scenario:
 
 
 def _full(port: Callable[[Running], int], *, tls_12: bool = False) -> Callable[[Running, int], int]:
-    def load(proxy: Running, seconds: int) -> int:
-        work = _logged(proxy, lambda: generators.handshakes(port(proxy), seconds, tls_12=tls_12))
-        return int(work())
-
-    return load
+    return lambda proxy, seconds: generators.handshakes(port(proxy), seconds, tls_12=tls_12)
 
 
 def _ecdsa(proxy: Running) -> int:
