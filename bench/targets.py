@@ -51,7 +51,7 @@ class Verdict:
         if self.met:
             return "met"
         over = 100 * (self.got / self.target.most - 1)
-        return f"missed by {over:.0f} %" if over >= 10 else f"missed by {over:.1f} %"
+        return f"missed by {over:.0f} %" if over >= 10 else f"missed by {over:.2g} %"
 
 
 PEERS: Final = ("nginx", "hitch", "haproxy", "stunnel")
