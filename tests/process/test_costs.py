@@ -20,9 +20,9 @@ from handfast.relay.pump import Flow
 
 send = Flow._send
 
-def ask_first(self, data):
+def ask_first(self, *arguments):
     self.sink.getpeername()
-    return send(self, data)
+    return send(self, *arguments)
 
 Flow._send = ask_first
 sys.exit(main())
