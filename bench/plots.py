@@ -53,6 +53,9 @@ STYLE: Final[Any] = {  # of strings that Matplotlib's types know one by one
 }
 
 
+LEAST, MOST = slice(1), slice(-1, None)
+
+
 @dataclass(frozen=True, slots=True)
 class Panel:
     """Bars for one figure of one scenario, once for each size that it was measured at."""
@@ -60,8 +63,8 @@ class Panel:
     scenario: str
     figure: str
     title: str
-    sizes: int | None = None
-    """How many of the sizes, the least first; None for all."""
+    only: slice = slice(None)
+    """Which of the sizes, the least first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,8 @@ PICTURES: Final = (
         (
             Panel("new connection, ECDSA, full", "CPU", "New connection"),
             Panel("small request", "CPU", "Small request"),
-            Panel("bulk download", "CPU", "Download", sizes=1),
-            Panel("idle connection", "memory", "Idle connection", sizes=1),
+            Panel("bulk download", "CPU", "Download", only=LEAST),
+            Panel("idle connection", "memory", "Idle connection", only=MOST),
         ),
         times=True,
     ),
@@ -226,7 +229,7 @@ def _panels(results: Results, panels: Iterable[Panel]) -> Iterator[_Place]:
     for panel in panels:
         keys = [key for key in measured if key[:2] == (panel.scenario, panel.figure)]
         keys = [key for key in keys if any(row.rounds for row in _rows(results, key))]
-        keys = sorted(keys, key=lambda key: key[2] or 0)[: panel.sizes]
+        keys = sorted(keys, key=lambda key: key[2] or 0)[panel.only]
         for key in keys:
             row = _rows(results, key)[0]
             at = "" if key[2] is None else size(panel.scenario, key[2])
