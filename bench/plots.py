@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bench.figures import SUBJECT, FiguresError, Results, Row, load
 from bench.report import GROWTH, Key, digits, is_growth, is_share, shown, size
@@ -53,9 +53,6 @@ STYLE: Final[Any] = {  # of strings that Matplotlib's types know one by one
 }
 
 
-LEAST, MOST = slice(1), slice(-1, None)
-
-
 @dataclass(frozen=True, slots=True)
 class Panel:
     """Bars for one figure of one scenario, once for each size that it was measured at."""
@@ -63,8 +60,8 @@ class Panel:
     scenario: str
     figure: str
     title: str
-    only: slice = slice(None)
-    """Which of the sizes, the least first."""
+    only: Literal["least", "most", "all"] = "all"
+    """Which of the sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +84,8 @@ CONNECTIONS: Final = (
     "ML-KEM",
 )
 
+SIZES: Final = {"least": slice(1), "most": slice(-1, None), "all": slice(None)}
+
 PICTURES: Final = (
     Picture(
         "overview",
@@ -94,8 +93,8 @@ PICTURES: Final = (
         (
             Panel("new connection, ECDSA, full", "CPU", "New connection"),
             Panel("small request", "CPU", "Small request"),
-            Panel("bulk download", "CPU", "Download", only=LEAST),
-            Panel("idle connection", "memory", "Idle connection", only=MOST),
+            Panel("bulk download", "CPU", "Download", only="least"),
+            Panel("idle connection", "memory", "Idle connection", only="most"),
         ),
         times=True,
     ),
@@ -229,7 +228,7 @@ def _panels(results: Results, panels: Iterable[Panel]) -> Iterator[_Place]:
     for panel in panels:
         keys = [key for key in measured if key[:2] == (panel.scenario, panel.figure)]
         keys = [key for key in keys if any(row.rounds for row in _rows(results, key))]
-        keys = sorted(keys, key=lambda key: key[2] or 0)[panel.only]
+        keys = sorted(keys, key=lambda key: key[2] or 0)[SIZES[panel.only]]
         for key in keys:
             row = _rows(results, key)[0]
             at = "" if key[2] is None else size(panel.scenario, key[2])
