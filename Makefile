@@ -68,7 +68,7 @@ kernel: $(VENV)/.tested-with  ## Test kernel TLS, on a kernel that is booted for
 	$(BIN)/python -m harness.guest bench.costs --homes "kernel TLS" --units 3
 
 .PHONY: bench
-bench: $(VENV)/.tested-with  ## Measure against nginx, hitch, HAProxy and stunnel (15 minutes; QUICK=1: 4)
+bench: $(VENV)/.tested-with  ## Measure against nginx, hitch, HAProxy and stunnel, as root (15 minutes; QUICK=1: 4)
 	$(BIN)/python -m compileall -q src  # as an installation has it
 	$(BIN)/python -m bench --amount $(if $(QUICK),quick,full) $(if $(SYSTEMS),--systems $(SYSTEMS)) \
 	  $(if $(SCENARIOS),--scenarios '$(SCENARIOS)')

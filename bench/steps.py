@@ -94,7 +94,14 @@ class Connection:
             raise LoadError(f"{len(got)} bytes came back that are not the ones expected")
 
     def _until_done(self, action: Callable[[], object]) -> bytes:
-        """Do what takes answers of the peer; give what was read."""
+        """Do what takes answers of the peer; give what was read. A failure closes the socket."""
+        try:
+            return self._do(action)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _do(self, action: Callable[[], object]) -> bytes:
         while True:
             try:
                 result = action()

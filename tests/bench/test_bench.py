@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ import pytest
 
 from bench.figures import Results, load
 from bench.systems import REPOSITORY
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="the peers are started as root, and leave it behind"
+)
 
 
 def bench(output: Path, *arguments: str) -> Results:
@@ -24,6 +29,7 @@ def bench(output: Path, *arguments: str) -> Results:
     return load(output)
 
 
+@needs_root
 @pytest.mark.timeout(400)
 def test_every_scenario_gives_its_figures_for_handfast_and_for_nginx(tmp_path: Path) -> None:
     results = bench(tmp_path / "results.json", "--systems", "handfast,nginx")
@@ -65,6 +71,7 @@ def test_every_scenario_gives_its_figures_for_handfast_and_for_nginx(tmp_path: P
         assert kept.rounds == [1]
 
 
+@needs_root
 def test_every_peer_is_started_and_measured(tmp_path: Path) -> None:
     results = bench(
         tmp_path / "results.json", "--systems", "hitch,haproxy,stunnel", "--scenarios", "start"

@@ -3,8 +3,8 @@
 pyOpenSSL makes the contexts and the connections, and what is rare is left to it. What each
 handshake does several times goes around it: a buffer of its own for each read, an exception for
 each flight, a search for the connection for each secret (a new connection cost an acceptor 6 %
-less without them, measured). This is the one module that knows pyOpenSSL
-from the inside: the attributes of its objects that lead to the library's.
+less without them, measured). This is the one module that knows pyOpenSSL from the inside: the
+attributes of its objects that lead to the library's.
 """
 
 from __future__ import annotations
